@@ -1,0 +1,322 @@
+/*
+ * The state of one logical processor: pure data. Segment access rights are in the VMX format (SDM
+ * "Guest Register State", 25.4.1): bits 3:0 type, 4 S, 6:5 DPL, 7 P, 12 AVL, 13 L, 14 D/B, 15 G,
+ * 16 unusable.
+ */
+#pragma once
+#include "base/bits.h"
+#include "cpu/features.h"
+#include "cpu/isa/insn.h"
+
+#include <setjmp.h>
+#include <stdatomic.h>
+
+/* RFLAGS */
+#define FL_CF BIT64(0)
+#define FL_FIXED BIT64(1)
+#define FL_PF BIT64(2)
+#define FL_AF BIT64(4)
+#define FL_ZF BIT64(6)
+#define FL_SF BIT64(7)
+#define FL_TF BIT64(8)
+#define FL_IF BIT64(9)
+#define FL_DF BIT64(10)
+#define FL_OF BIT64(11)
+#define FL_IOPL (3ull << 12)
+#define FL_NT BIT64(14)
+#define FL_RF BIT64(16)
+#define FL_VM BIT64(17)
+#define FL_AC BIT64(18)
+#define FL_VIF BIT64(19)
+#define FL_VIP BIT64(20)
+#define FL_ID BIT64(21)
+#define FL_ARITH (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF)
+
+#define CR0_PE BIT64(0)
+#define CR0_MP BIT64(1)
+#define CR0_EM BIT64(2)
+#define CR0_TS BIT64(3)
+#define CR0_ET BIT64(4)
+#define CR0_NE BIT64(5)
+#define CR0_WP BIT64(16)
+#define CR0_AM BIT64(18)
+#define CR0_NW BIT64(29)
+#define CR0_CD BIT64(30)
+#define CR0_PG BIT64(31)
+
+#define CR4_VME BIT64(0)
+#define CR4_PVI BIT64(1)
+#define CR4_TSD BIT64(2)
+#define CR4_DE BIT64(3)
+#define CR4_PSE BIT64(4)
+#define CR4_PAE BIT64(5)
+#define CR4_MCE BIT64(6)
+#define CR4_PGE BIT64(7)
+#define CR4_PCE BIT64(8)
+#define CR4_OSFXSR BIT64(9)
+#define CR4_OSXMMEXCPT BIT64(10)
+#define CR4_UMIP BIT64(11)
+#define CR4_LA57 BIT64(12)
+#define CR4_VMXE BIT64(13)
+#define CR4_SMXE BIT64(14)
+#define CR4_FSGSBASE BIT64(16)
+#define CR4_PCIDE BIT64(17)
+#define CR4_OSXSAVE BIT64(18)
+#define CR4_SMEP BIT64(20)
+#define CR4_SMAP BIT64(21)
+#define CR4_PKE BIT64(22)
+#define CR4_CET BIT64(23)
+#define CR4_PKS BIT64(24)
+#define CR4_LAM_SUP BIT64(28)
+
+#define EFER_SCE BIT64(0)
+#define EFER_LME BIT64(8)
+#define EFER_LMA BIT64(10)
+#define EFER_NXE BIT64(11)
+#define EFER_SVME BIT64(12)
+#define EFER_LMSLE BIT64(13)
+#define EFER_FFXSR BIT64(14)
+#define EFER_TCE BIT64(15)
+
+#define XCR0_X87 BIT64(0)
+#define XCR0_SSE BIT64(1)
+#define XCR0_AVX BIT64(2)
+#define XCR0_OPMASK BIT64(5)
+#define XCR0_ZMM_HI256 BIT64(6)
+#define XCR0_HI16_ZMM BIT64(7)
+#define XCR0_PKRU BIT64(9)
+
+#define DR6_B(n) BIT64(n)
+#define DR6_BLD BIT64(11)
+#define DR6_BD BIT64(13)
+#define DR6_BS BIT64(14)
+#define DR6_BT BIT64(15)
+#define DR6_RTM BIT64(16)
+#define DR6_FIXED 0xffff0ff0ull
+#define DR7_FIXED BIT64(10)
+#define DR7_LE BIT64(8)
+#define DR7_GE BIT64(9)
+#define DR7_GD BIT64(13)
+
+#define DEBUGCTL_LBR BIT64(0)
+#define DEBUGCTL_BTF BIT64(1)
+
+enum vector {
+    VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP,
+    VEC_SS, VEC_GP, VEC_PF, VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP, VEC_HV = 28, VEC_VC,
+    VEC_SX,
+};
+
+/* Event types: VMX interruption type (SDM 25.8.3), which SVM's EVENTINJ types are a subset of. */
+enum event_type { EV_EXTINT = 0, EV_NMI = 2, EV_HARD_EXC = 3, EV_SOFT_INT = 4, EV_PRIV_SOFT_EXC = 5, EV_SOFT_EXC = 6, EV_OTHER = 7 };
+
+struct segment {
+    u64 base;
+    u32 limit; /* in bytes, granularity applied */
+    u32 ar;
+    u16 sel;
+};
+#define AR_TYPE 0xfu
+#define AR_S BIT(4)
+#define AR_DPL(ar) (((ar) >> 5) & 3u)
+#define AR_P BIT(7)
+#define AR_AVL BIT(12)
+#define AR_L BIT(13)
+#define AR_DB BIT(14)
+#define AR_G BIT(15)
+#define AR_UNUSABLE BIT(16)
+
+struct desc_table {
+    u64 base;
+    u16 limit;
+};
+
+union vec_reg {
+    u8 b[64];
+    u16 w[32];
+    u32 d[16];
+    u64 q[8];
+    float f[16];
+    double g[8];
+};
+
+/* x87 and MMX. Registers are in stack order ST0.. as FXSAVE stores them (TOP is in fsw). */
+struct x87 {
+    u16 fcw, fsw;
+    u8 ftw; /* abridged: bit n set = physical register n not empty */
+    u16 fop;
+    u64 fip, fdp;
+    u16 fcs, fds;
+    u8 st[8][16]; /* ST(0)..ST(7), 10 bytes each, rest zero */
+};
+
+enum activity { ACTIVITY_ACTIVE, ACTIVITY_HLT, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_SIPI, ACTIVITY_MWAIT };
+
+/* Operating modes, recomputed from CR0, EFER, RFLAGS.VM and CS. */
+enum cpu_mode { MODE_REAL, MODE_V86, MODE_PROT16, MODE_PROT32, MODE_COMPAT16, MODE_COMPAT32, MODE_LONG64 };
+
+/* The mailbox: requests from outside (devices, other vCPUs). Set from any thread. */
+enum vcpu_request {
+    REQ_INTR = BIT(0),      /* level: the interrupt controller has something (see intc_ops.peek) */
+    REQ_NMI = BIT(1),
+    REQ_SMI = BIT(2),
+    REQ_INIT = BIT(3),
+    REQ_SIPI = BIT(4),      /* vector in sipi_vector */
+    REQ_EXIT = BIT(5),      /* the run loop wants control back (slice over, stop, reset) */
+    REQ_FLUSH = BIT(6),     /* drop every translation */
+    REQ_PROTECT = BIT(7),   /* some page became tracked: drop write permission (see mmu) */
+};
+
+/*
+ * Why the engine must look up between two instructions; bits of v->attention. Zero means: go on.
+ * The first group mirrors v->requests; the second is set by the processor itself.
+ */
+enum attention {
+    ATT_REQUEST = BIT(0),    /* v->requests is not zero */
+    ATT_SHADOW = BIT(1),     /* an interrupt shadow or other one-instruction state must be aged */
+    ATT_TF = BIT(2),         /* RFLAGS.TF was set when the instruction began */
+    ATT_DEBUG = BIT(3),      /* pending debug exceptions or enabled code breakpoints */
+    ATT_BLOCK = BIT(4),      /* the running block is stale (SMC, mode or mapping change): leave it */
+    ATT_VIRT = BIT(5),       /* guest mode: window, timer, MTF or virtual interrupt to look at (virt.h) */
+    ATT_STOP = BIT(6),       /* debugger, budget */
+    ATT_IRQ_WINDOW = BIT(7), /* IF, TPR or shadow changed: an interrupt may be deliverable now */
+};
+
+/* An event on its way through the IDT, kept for IDT-vectoring information. */
+struct event {
+    bool valid;
+    u8 type; /* enum event_type */
+    u8 vector;
+    bool has_error;
+    u32 error;
+    u8 insn_len;  /* software events */
+    u64 payload;  /* #PF: CR2; #DB: DR6 bits */
+};
+
+struct virt_ops;
+struct intc_ops;
+struct vmx;
+struct svm;
+struct mmu;
+struct tlb;
+struct tlb_entry;
+struct interp;
+struct physmap;
+struct pio_bus;
+struct clock;
+struct cpu_model;
+struct trace;
+
+struct vcpu {
+    /* ---- hot: registers. The first 18 words are one array for effective addresses (REG_*). ---- */
+    u64 gpr[16];
+    u64 zero;      /* slot REG_NONE: always 0 */
+    u64 next_rip;  /* slot REG_RIP: address of the next instruction while one executes */
+    u64 rip;       /* of the instruction that executes, or will next */
+    u32 aflags;    /* CF PF AF ZF SF OF in their RFLAGS places */
+    _Atomic u32 attention; /* enum attention */
+    u64 rflags;    /* all other flags; bit 1 is set; arithmetic bits are zero here: use cpu_rflags() */
+
+    struct tlb_entry *tlb_now; /* the entries for the current address space and privilege (mmu/tlb.h) */
+    u64 seg_base[SEG_COUNT];   /* effective base: 0 for CS DS ES SS in 64-bit mode */
+    u32 seg_check;             /* bit s: segment s needs limit, type or wrap checks (not flat) */
+    u8 cpl;
+    u8 mode;      /* enum cpu_mode */
+    u8 code_mode; /* enum code_mode */
+    u8 stack_size;/* 2, 4, 8: stack pointer width */
+    u8 simd_ok;   /* bits: 0 x87, 1 MMX, 2 SSE, 3 AVX, 4 AVX-512 may run now (CR0, CR4, XCR0) */
+    u8 index;     /* number of this vCPU */
+    bool guest_mode; /* VMX non-root operation or SVM guest mode */
+    u64 icount;   /* instructions retired */
+    u64 budget_end; /* engine returns when icount reaches it */
+    u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
+
+    /* ---- SIMD and x87 ---- */
+    _Alignas(64) union vec_reg vec[32];
+    u64 k[8];
+    u32 mxcsr, mxcsr_mask;
+    struct x87 x87;
+    u64 xcr0, xss;
+    u32 pkru, pkrs;
+
+    /* ---- system registers ---- */
+    u64 cr0, cr2, cr3, cr4;
+    u64 dr[4], dr6, dr7;
+    u64 efer;
+    struct segment seg[SEG_COUNT];
+    struct desc_table gdtr, idtr;
+    u64 star, lstar, cstar, sfmask, kernel_gs_base;
+    u64 sysenter_cs, sysenter_esp, sysenter_eip;
+    u64 pat, tsc_aux, debugctl, misc_enable, spec_ctrl;
+    u64 tsc_adjust, tsc_base; /* guest TSC = host-clock TSC + tsc_base (tsc_adjust is part of it) */
+    u64 feature_control, mcg_cap, mcg_status, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
+    u64 s_cet, u_cet, ssp, pl_ssp[4], int_ssp_table;
+    u64 smbase, bios_sign_id, misc_msr[16];
+    u64 pdpte[4]; /* PAE: the PDPTE registers */
+
+    /* ---- events ---- */
+    u8 shadow;          /* enum below */
+    bool nmi_blocked;   /* blocking by NMI (until IRET) */
+    bool nmi_pending;
+    u8 activity;        /* enum activity */
+    u64 pending_dbg;    /* DR6-format bits of debug exceptions that wait for the instruction boundary */
+    struct event delivering; /* valid from the start of a delivery to its end */
+    u32 fault_depth;    /* exceptions raised while delivering, for #DF and shutdown */
+    _Atomic u32 requests; /* enum vcpu_request */
+    _Atomic u8 sipi_vector;
+    u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
+    bool monitor_armed;
+
+    /* ---- guest mode ---- */
+    const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
+    struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
+    struct svm *svm;
+    bool in_vmx_operation;
+    bool gif;           /* SVM global interrupt flag; true without SVM */
+
+    /* ---- rooms ---- */
+    struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
+    struct interp *interp; /* block cache */
+    void *jit;
+    struct physmap *pm;
+    struct pio_bus *pio;
+    struct clock *clock;
+    const struct intc_ops *intc_ops;
+    void *intc;
+    u64 apic_page;      /* physical page of the xAPIC registers, ~0 when none */
+    u64 virt_apic_page; /* physical page of the VMX APIC-access page while it is virtualised, ~0 when none */
+    const struct cpu_model *model;
+    u8 features[FEAT_COUNT];
+    u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
+    u64 tsc_hz;
+    struct machine *machine;
+    u64 *counters;      /* base/counters: this vCPU's statistics */
+    const struct insn *insn; /* the one that executes */
+    jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
+};
+
+enum interrupt_shadow { SHADOW_STI = BIT(0), SHADOW_MOVSS = BIT(1) };
+
+_Static_assert(offsetof(struct vcpu, zero) == 16 * 8 && offsetof(struct vcpu, next_rip) == 17 * 8,
+               "effective addresses index the register file: REG_NONE, REG_RIP");
+
+static inline bool cpu_has(const struct vcpu *v, enum cpu_feature f) { return v->features[f]; }
+static inline u64 cpu_rflags(const struct vcpu *v) { return v->rflags | v->aflags; }
+/* Stores all of RFLAGS as given; cpu_flags_changed() (cpu.h) must follow if IF, TF, VM or AC may have changed. */
+static inline void cpu_put_rflags(struct vcpu *v, u64 fl)
+{
+    v->aflags = (u32)(fl & FL_ARITH);
+    v->rflags = (fl & ~FL_ARITH) | FL_FIXED;
+}
+static inline void cpu_attention(struct vcpu *v, u32 bits)
+{
+    atomic_fetch_or_explicit(&v->attention, bits, memory_order_relaxed);
+}
+static inline void vcpu_request(struct vcpu *v, u32 bits)
+{
+    atomic_fetch_or_explicit(&v->requests, bits, memory_order_release);
+    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_release);
+}
+static inline bool cpu_long64(const struct vcpu *v) { return v->mode == MODE_LONG64; }
+static inline bool cpu_protected(const struct vcpu *v) { return v->mode >= MODE_PROT16; }
+static inline bool cpu_lma(const struct vcpu *v) { return v->efer & EFER_LMA; }

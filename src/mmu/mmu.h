@@ -1,0 +1,65 @@
+/*
+ * The memory-management unit of one vCPU: the walk context, the pool of TLBs, and invalidation.
+ * It reads and writes struct vcpu (state.h) but raises nothing.
+ */
+#pragma once
+#include "cpu/state.h"
+#include "mmu/tlb.h"
+
+struct mmu;
+
+struct mmu *mmu_new(struct physmap *pm);
+void mmu_free(struct mmu *m);
+
+/* Rebuilds the walk context from v's CR0, CR3, CR4, EFER, PDPTEs, PKRU and picks the TLB for the
+ * address space (created empty or found by its tag), then sets v->tlb_now for the privilege context.
+ * Call after any change of those, and at guest-mode switches. Flushes nothing by itself. */
+void mmu_update(struct vcpu *v);
+/* Only the privilege context changed (CPL, RFLAGS.AC, alignment checking). Cheap. */
+void mmu_update_privilege(struct vcpu *v);
+/* Guest mode: the SLAT in force and the tag (VPID or ASID; 0 = host) of linear translations. */
+void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid);
+const struct walk_context *mmu_context(const struct vcpu *v);
+
+/* What a slow-path access found out. */
+struct translation {
+    pa_t pa;       /* of the first byte */
+    u8 *host;      /* host address when RAM (or ROM, reading), else NULL */
+    u8 page_flags; /* enum page_flag of the page */
+};
+/*
+ * Translates @la for @access (ACCESS_READ/WRITE/EXEC, plus USER/AC computed by the caller) and fills
+ * the TLB for the context the access belongs to (never for accesses that only look). Returns false
+ * with *w describing the fault.
+ */
+bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w);
+/* ACCESS_USER / ACCESS_AC bits of an ordinary access by the running code. */
+u32 mmu_access_mode(const struct vcpu *v);
+
+/* ---- invalidation; names after the instructions. All set ATT_BLOCK when code mappings may have changed. ---- */
+void mmu_invlpg(struct vcpu *v, gva_t la);                    /* current PCID and globals, this VPID/ASID */
+void mmu_flush_cr3(struct vcpu *v, u16 pcid);                 /* non-global entries of @pcid (MOV to CR3) */
+void mmu_flush_global(struct vcpu *v);                        /* every entry of the current VPID/ASID */
+void mmu_flush_all(struct vcpu *v);                           /* everything, all tags */
+enum invpcid_type { INVPCID_ADDRESS, INVPCID_CONTEXT, INVPCID_ALL_GLOBAL, INVPCID_ALL };
+void mmu_invpcid(struct vcpu *v, enum invpcid_type type, u16 pcid, gva_t la);
+void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, bool one_address, gva_t la);
+void mmu_invept(struct vcpu *v, bool all, u64 eptp);
+void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la);
+void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global);
+/* Physical page @page became tracked (code, table, dirty log): no TLB entry may grant writes to it. */
+void mmu_protect_page(struct vcpu *v, pa_t page);
+/* Debug registers changed: pages with enabled data breakpoints must take the slow path. */
+void mmu_watch_changed(struct vcpu *v);
+
+/* The current address space's jump cache: (rip -> block) hints that every flush clears. */
+#define JUMP_CACHE_BITS 12
+struct jump_cache_entry { gva_t rip; void *block; };
+struct jump_cache_entry *mmu_jump_cache(struct vcpu *v);
+
+static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
+{
+    return &v->tlb_now[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+}
+
+/* Statistics: see base/counters. */
