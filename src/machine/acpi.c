@@ -6,6 +6,7 @@
 #include "machine/acpi.h"
 
 #include "base/bits.h"
+#include "devices/acpi_pm.h"
 #include "machine/aml.h"
 #include "machine/memmap.h"
 
@@ -115,7 +116,7 @@ static void pci_routing(struct aml *a)
 
 static u32 write_dsdt(struct builder *b)
 {
-    static const u64 s5[4] = {5, 5, 0, 0};
+    static const u64 s5[4] = {ACPI_SLP_TYP_S5, ACPI_SLP_TYP_S5, 0, 0};
     u8 code[8192];
     struct aml a;
     aml_init(&a, code, sizeof(code));
@@ -178,25 +179,25 @@ static u32 write_fadt(struct builder *b, u32 facs, u32 dsdt)
     put32(b, dsdt);
     put8(b, 0);
     put8(b, 4); /* preferred profile: enterprise server */
-    put16(b, GSI_SCI);
-    put32(b, PORT_SMI_CMD);
-    put8(b, 0xf1); /* ACPI_ENABLE */
-    put8(b, 0xf0); /* ACPI_DISABLE */
+    put16(b, ACPI_SCI_GSI);
+    put32(b, ACPI_SMI_CMD);
+    put8(b, ACPI_ENABLE);
+    put8(b, ACPI_DISABLE);
     put8(b, 0);
     put8(b, 0);
-    put32(b, PORT_ACPI_PM1);     /* PM1a_EVT_BLK */
+    put32(b, ACPI_PM1_EVT);     /* PM1a_EVT_BLK */
     put32(b, 0);
-    put32(b, PORT_ACPI_PM1 + 4); /* PM1a_CNT_BLK */
+    put32(b, ACPI_PM1_CNT); /* PM1a_CNT_BLK */
     put32(b, 0);
     put32(b, 0);
-    put32(b, PORT_ACPI_PM1 + 8); /* PM_TMR_BLK */
-    put32(b, PORT_ACPI_GPE0);
+    put32(b, ACPI_PM_TMR); /* PM_TMR_BLK */
+    put32(b, ACPI_GPE0);
     put32(b, 0);
     put8(b, 4); /* lengths: PM1_EVT, PM1_CNT, PM2_CNT, PM_TMR, GPE0, GPE1 */
     put8(b, 2);
     put8(b, 0);
     put8(b, 4);
-    put8(b, 4);
+    put8(b, ACPI_GPE0_LEN);
     put8(b, 0);
     put8(b, 0);
     put8(b, 0);
@@ -219,16 +220,16 @@ static u32 write_fadt(struct builder *b, u32 facs, u32 dsdt)
     put8(b, 0);
     put64(b, facs);
     put64(b, dsdt);
-    gas_io(b, 32, PORT_ACPI_PM1);
+    gas_io(b, 32, ACPI_PM1_EVT);
     put64(b, 0);
     put32(b, 0);
-    gas_io(b, 16, PORT_ACPI_PM1 + 4);
+    gas_io(b, 16, ACPI_PM1_CNT);
     put64(b, 0);
     put32(b, 0);
     put64(b, 0);
     put32(b, 0);
-    gas_io(b, 32, PORT_ACPI_PM1 + 8);
-    gas_io(b, 32, PORT_ACPI_GPE0);
+    gas_io(b, 32, ACPI_PM_TMR);
+    gas_io(b, ACPI_GPE0_LEN * 8, ACPI_GPE0);
     put64(b, 0);
     put32(b, 0);
     return finish(b);
@@ -259,7 +260,7 @@ static u32 write_madt(struct builder *b, unsigned cpus)
     put32(b, (u32)MAP_IOAPIC);
     put32(b, 0);
     interrupt_override(b, 0, 2, 0);
-    interrupt_override(b, GSI_SCI, GSI_SCI, 0xd); /* level, active high */
+    interrupt_override(b, ACPI_SCI_GSI, ACPI_SCI_GSI, 0xd); /* level, active high */
     u8 nmi[6] = {4, 6, 0xff, 0, 0, 1};            /* every processor, LINT1 */
     put(b, nmi, 6);
     return finish(b);

@@ -18,11 +18,6 @@
 #define MAP_PCI_IO 0xc000
 #define MAP_PCI_IO_END 0xffff
 
-#define PORT_ACPI_PM1 0x600  /* PM1a_EVT (4 bytes), PM1a_CNT at +4, PM_TMR at +8 */
-#define PORT_ACPI_GPE0 0x620
-#define PORT_SMI_CMD 0xb2
-#define GSI_SCI 9
-
 /* Types of the E820 map. */
 enum { E820_RAM = 1, E820_RESERVED = 2, E820_ACPI = 3 };
 struct e820_entry {
