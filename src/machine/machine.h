@@ -32,6 +32,8 @@ struct nestor { /* struct machine to the rooms below */
 
     u8 tx[256]; /* serial output not yet handed to the host */
     size_t ntx;
+    u8 rx;        /* a byte of input the serial port had no room for */
+    bool have_rx;
     u64 started_ns, ran_ns, idle_ns; /* host time */
     u64 slices;
 };

@@ -145,8 +145,14 @@ static void set_cpuid(int kvm, int cpu)
     } c;
     memset(&c, 0, sizeof(c));
     c.head.nent = 256;
-    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c) || ioctl(cpu, KVM_SET_CPUID2, &c))
-        die("CPUID");
+    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c))
+        die("KVM_GET_SUPPORTED_CPUID");
+    for (unsigned i = 0; i < c.head.nent; i++) {
+        if (c.entries[i].function == 1)
+            c.entries[i].ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
+    }
+    if (ioctl(cpu, KVM_SET_CPUID2, &c))
+        die("KVM_SET_CPUID2");
 }
 
 static void set_registers(int cpu)
