@@ -266,6 +266,7 @@ struct vcpu {
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
     bool monitor_armed;
+    u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
