@@ -187,7 +187,6 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     b->mode = mode;
     b->n = (u16)n;
     b->bytes = (u16)at;
-    b->alive = true;
     b->near = near;
     b->hash_next = *head;
     b->page_next = page->blocks;
@@ -230,7 +229,7 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
             return block_single(v);
     }
     struct jump_cache_entry *hint = &mmu_jump_cache(v)[la & ((1u << JUMP_CACHE_BITS) - 1)];
-    hint->rip = block_key(la, mode);
+    hint->rip = la;
     hint->block = b;
     return b;
 }
@@ -268,10 +267,9 @@ struct block *block_single(struct vcpu *v)
 
     struct decode_ctx ctx;
     struct insn i = {0};
-    u64 key = block_key(la, mode);
-    struct cross *c = &ip->cross[hash64(key, CROSS_BITS)];
+    struct cross *c = &ip->cross[hash64(la, CROSS_BITS)];
     unsigned have = first;
-    bool known = c->block && c->key == key;
+    bool known = c->block && c->la == la && c->block->mode == mode;
     /* Only an instruction that needs the next page may look at it. */
     if (known && c->block->insn[0].len <= first && !memcmp(c->bytes, bytes, c->block->insn[0].len))
         return c->block;
@@ -296,9 +294,9 @@ struct block *block_single(struct vcpu *v)
         if (!c->block)
             panic("no memory for a decoded instruction");
     }
-    c->key = key;
+    c->la = la;
     memcpy(c->bytes, bytes, sizeof(bytes));
-    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .alive = true, .near = false};
+    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = false};
     c->block->insn[0] = i;
     return c->block;
 }
@@ -312,7 +310,7 @@ static void block_unlink(struct interp *ip, struct block *b)
         p = &(*p)->hash_next;
     if (*p)
         *p = b->hash_next;
-    b->alive = false;
+    b->mode = 0;
 }
 
 /* Kills the blocks of @page that touch bytes @from..@to-1 of it. */

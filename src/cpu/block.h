@@ -2,7 +2,7 @@
  * The interpreter's cache of decoded code. A block is a run of instructions within one page, ended by
  * a row with CHK_END, a repeated string instruction, the page, or BLOCK_MAX. Blocks are found by the
  * host address of their first byte (one per physical byte, and what the TLB yields) and the decoding
- * mode; the MMU's jump cache maps linear addresses to them and forgets with every flush.
+ * mode; the MMU's jump caches map linear addresses to them and forget with every flush.
  *
  * Memory comes from an arena that is emptied as a whole when it is full. A block killed by a write to
  * its bytes is unlinked and marked; its memory stays readable until then, so that the instruction
@@ -19,10 +19,9 @@
 
 struct block {
     u64 host;       /* host address of the first byte */
-    u32 mode;       /* block_mode() */
+    u32 mode;       /* block_mode(); 0 once the block is dead */
     u16 n;          /* instructions */
     u16 bytes;
-    bool alive;
     bool near;      /* ends without changing mode or mappings: the next lookup may use the same context */
     struct block *hash_next;
     struct block *page_next;
@@ -41,7 +40,7 @@ struct code_page {
 
 /* An instruction that is not cached as a block: it crosses pages, or ends at the CS limit. */
 struct cross {
-    u64 key;        /* as block_key() */
+    gva_t la;
     u8 bytes[16];
     u8 avail;
     struct block *block; /* of one instruction */
@@ -73,9 +72,6 @@ static inline u32 block_mode(const struct vcpu *v)
     bool real_or_v86 = v->mode == MODE_REAL || v->mode == MODE_V86;
     return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)(v->cpl == 3) << 4;
 }
-/* The jump cache's key: the mode in bits where canonical addresses have copies of bit 56. */
-static inline u64 block_key(gva_t la, u32 mode) { return la ^ (u64)mode << 57; }
-
 struct interp *interp_new(void);
 void interp_free(struct interp *ip);
 /* The block at v->rip, whose linear address is @la; raises the fault that fetching meets. */

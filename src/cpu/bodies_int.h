@@ -8,7 +8,7 @@
 BODY(push_rm) BODY(push_reg) BODY(push_imm) BODY(push_sreg) BODY(pop_rm) BODY(pop_reg) BODY(pop_sreg)
 BODY(pusha) BODY(popa) BODY(enter) BODY(leave)
 /* branch.c */
-BODY(jmp_rel) BODY(jmp_ind) BODY(jcc) BODY(call_rel) BODY(call_ind) BODY(ret) BODY(ret_imm)
+BODY(jmp_rel) BODY(jmp_ind) BODY(jcc) BODY(call_rel) BODY(call_ind) BODY(ret)
 BODY(loop) BODY(loope) BODY(loopne) BODY(jrcxz)
 /* string.c */
 BODY(movs) BODY(cmps) BODY(stos) BODY(lods) BODY(scas) BODY(xlat)
@@ -19,9 +19,9 @@ BODY(daa) BODY(das) BODY(aaa) BODY(aas)
 BODY(xchg) BODY(xadd) BODY(cmpxchg) BODY(cmpxchg8b) BODY(cmpxchg16b)
 BODY(bt_mem) BODY(bts_mem) BODY(btr_mem) BODY(btc_mem)
 /* misc_int.c */
-BODY(bsf) BODY(bsr) BODY(lahf) BODY(sahf) BODY(clc) BODY(stc) BODY(cmc) BODY(cld) BODY(std) BODY(salc)
-BODY(bound) BODY(nop) BODY(prefetch) BODY(mfence) BODY(lfence) BODY(sfence) BODY(ud)
-BODY(rdrand) BODY(rdseed) BODY(movdiri) BODY(movdir64b)
+BODY(lahf) BODY(sahf) BODY(clc) BODY(stc) BODY(cmc) BODY(cld) BODY(std) BODY(salc)
+BODY(bound) BODY(nop) BODY(prefetch) BODY(mfence) BODY(ud)
+BODY(rdrand) BODY(rdseed) BODY(movdir64b)
 
 #undef BODY
 

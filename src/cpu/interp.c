@@ -51,9 +51,9 @@ static alwaysinline struct block *find(struct vcpu *v, const struct context *c)
 {
     gva_t la = (c->cs_base + v->rip) & v->linear_mask;
     const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
-    if (likely(hint->rip == block_key(la, c->mode))) {
+    if (likely(hint->rip == la)) {
         struct block *b = hint->block;
-        if (likely(b->alive && v->rip + b->bytes - 1 <= c->rip_max))
+        if (likely(b->mode == c->mode && v->rip + b->bytes - 1 <= c->rip_max))
             return b;
     }
     return find_slow(v, c);
@@ -166,8 +166,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace)
             end = b->insn + b->n;
             struct context now;
             context_load(v, &now);
-            if (i < end && v->rip == rip && b->alive && now.hints == c.hints && now.cs_base == c.cs_base &&
-                now.mode == c.mode && now.rip_max == c.rip_max && !(attention(v) & ATT_BLOCK) &&
+            if (i < end && v->rip == rip && b->mode == now.mode && now.hints == c.hints && now.cs_base == c.cs_base &&
+                now.rip_max == c.rip_max && !(attention(v) & ATT_BLOCK) &&
                 v->icount < v->budget_end && v->activity == ACTIVITY_ACTIVE)
                 goto again;
             c = now;

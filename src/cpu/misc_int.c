@@ -5,29 +5,6 @@
 
 #include <sys/random.h>
 
-/* Bit scans as raw bodies: of 0 they leave the destination as it was, also above a 32-bit operand. */
-#define SCAN(name, mod)                                                                                      \
-    {                                                                                                       \
-        u64 d = v->gpr[i->reg];                                                                              \
-        __asm__(FLAGS_LOAD #name " %" mod "2, %" mod "0\n\t" FLAGS_SAVE : "+r"(d), "+a"(f) : "r"(x) : "cc");      \
-        flags_put(v, f);                                                                                    \
-        v->gpr[i->reg] = d;                                                                                  \
-        return;                                                                                             \
-    }
-#define SCAN_BODY(name)                                                                                      \
-    void insn_##name(struct vcpu *v, const struct insn *i)                                                   \
-    {                                                                                                       \
-        u64 x = rm_get(v, i, i->opsize);                                                                     \
-        u32 f = flags_get(v);                                                                               \
-        switch (i->opsize) {                                                                                \
-        case 2: SCAN(name, "w")                                                                          \
-        case 4: SCAN(name, "k")                                                                          \
-        default: SCAN(name, "q")                                                                         \
-        }                                                                                                   \
-    }
-SCAN_BODY(bsf)
-SCAN_BODY(bsr)
-
 void insn_lahf(struct vcpu *v, const struct insn *i)
 {
     reg8_set(v, 1, (u8)(v->aflags | FL_FIXED)); /* byte 1 of the register file is AH */
@@ -56,10 +33,8 @@ void insn_bound(struct vcpu *v, const struct insn *i)
 
 void insn_nop(struct vcpu *v, const struct insn *i) {}
 void insn_prefetch(struct vcpu *v, const struct insn *i) {}
-/* Guest loads and stores are the host's, in program order: the host's fence is what is wanted. */
+/* LFENCE, MFENCE, SFENCE: guest accesses are the host's in program order, so the host's fence is what is wanted. */
 void insn_mfence(struct vcpu *v, const struct insn *i) { __asm__ volatile("mfence" ::: "memory"); }
-void insn_lfence(struct vcpu *v, const struct insn *i) { __asm__ volatile("lfence" ::: "memory"); }
-void insn_sfence(struct vcpu *v, const struct insn *i) { __asm__ volatile("sfence" ::: "memory"); }
 void insn_ud(struct vcpu *v, const struct insn *i) { cpu_ud(v); }
 
 u64 cpu_random(struct vcpu *v)
@@ -80,11 +55,6 @@ void insn_rdrand(struct vcpu *v, const struct insn *i)
     v->aflags = FL_CF;
 }
 void insn_rdseed(struct vcpu *v, const struct insn *i) { insn_rdrand(v, i); }
-
-void insn_movdiri(struct vcpu *v, const struct insn *i)
-{
-    mem_put(v, i->seg, insn_ea(v, i), v->gpr[i->reg], i->opsize == 8 ? 8 : 4);
-}
 
 /* 64 bytes from memory to ES:reg, which must be aligned; reads before it writes. */
 void insn_movdir64b(struct vcpu *v, const struct insn *i)

@@ -19,9 +19,8 @@
         return a;                                                                                           \
     }
 /*
- * BSF and BSR of 0 leave the destination as it was (documented by AMD, done by everybody). With
- * 32-bit operands that includes the upper half, which a returned u32 cannot say: the raw bodies
- * insn_bsf and insn_bsr (misc_int.c) do.
+ * BSF and BSR of 0 leave the destination as it was (documented by AMD, done by everybody), with
+ * 32-bit operands the upper half too: those rows have a 64-bit destination and a 32-bit source.
  */
 #define OP_SCAN(name, bits)                                                                                  \
     static alwaysinline u##bits op_##name##bits(struct vcpu *v, u##bits a, u##bits b)                            \
