@@ -12,7 +12,7 @@
 
 #define MACHINE_MAX_CPUS 64
 
-struct nestor { /* struct machine to the rooms below */
+struct nestor {
     struct board board; /* first: devices hand it back */
     struct clock clock;
     struct physmap *pm;
