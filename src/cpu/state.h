@@ -201,6 +201,7 @@ struct mmu;
 struct tlb;
 struct tlb_entry;
 struct interp;
+struct borrow;
 struct physmap;
 struct pio_bus;
 struct clock;
@@ -279,6 +280,7 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
+    struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
     struct clock *clock;
