@@ -5,6 +5,8 @@
  */
 #include "cpu/mem.h"
 
+#include "devices/irq.h"
+
 #define MAX_PIECES 5 /* 16 KiB: more than any operand */
 
 /* ---- segmentation ---- */
@@ -308,7 +310,7 @@ void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigne
         return;
     gva_t la = seg_linear(v, seg, offset, size, ACCESS_READ);
     const struct tlb_entry *e = tlb_slot(v, la);
-    if (likely(e->tag_read == ((la + (size - 1)) & PAGE_MASK) && size <= PAGE_SIZE)) {
+    if (likely(e->tag_read == ((la + (size - 1)) & PAGE_MASK))) {
         memcpy(buf, (const void *)(uintptr_t)(la + e->addend), size);
         return;
     }
@@ -324,7 +326,7 @@ void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, 
         return;
     gva_t la = seg_linear(v, seg, offset, size, ACCESS_WRITE);
     const struct tlb_entry *e = tlb_slot(v, la);
-    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK) && size <= PAGE_SIZE)) {
+    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK))) {
         memcpy((void *)(uintptr_t)(la + e->addend), buf, size);
         return;
     }
@@ -340,7 +342,7 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
         return;
     gva_t la = seg_linear(v, seg, offset, size, ACCESS_WRITE);
     const struct tlb_entry *e = tlb_slot(v, la);
-    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK) && size <= PAGE_SIZE))
+    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK)))
         return;
     struct piece p[MAX_PIECES];
     check_linear(v, seg, la, size);
