@@ -252,7 +252,7 @@ struct vcpu {
     u64 tsc_adjust, tsc_base; /* guest TSC = host-clock TSC + tsc_base (tsc_adjust is part of it) */
     u64 feature_control, mcg_cap, mcg_status, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
     u64 s_cet, u_cet, ssp, pl_ssp[4], int_ssp_table;
-    u64 smbase, bios_sign_id, misc_msr[16];
+    u64 smbase, bios_sign_id, misc_msr[32]; /* misc_msr: enum msr_slot, msr.h */
     u64 pdpte[4]; /* PAE: the PDPTE registers */
 
     /* ---- events ---- */
@@ -291,6 +291,7 @@ struct vcpu {
     u8 features[FEAT_COUNT];
     u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
     u64 tsc_hz;
+    u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct machine *machine;
     u64 *counters;      /* base/counters: this vCPU's statistics */
     const struct insn *insn; /* the one that executes */
