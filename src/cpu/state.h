@@ -195,6 +195,7 @@ struct event {
 
 struct virt_ops;
 struct intc_ops;
+struct irq_line;
 struct vmx;
 struct svm;
 struct mmu;
@@ -286,6 +287,7 @@ struct vcpu {
     struct clock *clock;
     const struct intc_ops *intc_ops;
     void *intc;
+    const struct irq_line *ferr; /* FERR#, the 8259's IRQ 13: x87 errors while CR0.NE = 0; NULL: not wired */
     u64 apic_page;      /* physical page of the xAPIC registers, ~0 when none */
     u64 virt_apic_page; /* physical page of the VMX APIC-access page while it is virtualised, ~0 when none */
     const struct cpu_model *model;
