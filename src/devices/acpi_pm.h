@@ -20,7 +20,15 @@
 #define ACPI_SLP_TYP_S5 5
 #define ACPI_SLP_TYP_S3 1
 
-enum acpi_pm1_event { PM1_TMR = 0, PM1_BM = 4, PM1_GBL = 5, PM1_PWRBTN = 8, PM1_SLPBTN = 9, PM1_RTC = 10, PM1_WAK = 15 };
+enum acpi_pm1_event {
+    PM1_TMR = 0,
+    PM1_BM = 4,
+    PM1_GBL = 5,
+    PM1_PWRBTN = 8,
+    PM1_SLPBTN = 9,
+    PM1_RTC = 10,
+    PM1_WAK = 15
+};
 
 struct acpi_pm;
 

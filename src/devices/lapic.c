@@ -1,4 +1,5 @@
-/* The local APIC: priorities, delivery, timer. Section titles cited are those of the SDM's APIC chapter (edition 325384-084). */
+/* The local APIC: priorities, delivery, timer. Section titles cited are those of the SDM's APIC chapter (edition
+ * 325384-084). */
 #include "devices/lapic_internal.h"
 #include "base/log.h"
 

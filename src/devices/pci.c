@@ -313,7 +313,8 @@ struct pci_dev *pci_add(struct pci_bus *bus, u8 devfn, const struct pci_dev_conf
     c[PCI_INTERRUPT_PIN] = config->interrupt_pin <= 4 ? config->interrupt_pin : 0;
     d->cfg.interrupt_pin = c[PCI_INTERRUPT_PIN];
     /* Parity and SERR# enables can be set and mean nothing: nothing here has parity. */
-    store16(d->writable + PCI_COMMAND, PCI_COMMAND_MASTER | BIT(6) | BIT(8) | (d->cfg.interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
+    store16(d->writable + PCI_COMMAND,
+            PCI_COMMAND_MASTER | BIT(6) | BIT(8) | (d->cfg.interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
     store16(d->clear_on_one + PCI_STATUS, 0xf900);
     d->writable[PCI_CACHE_LINE] = d->writable[PCI_INTERRUPT_LINE] = 0xff;
     d->writable[PCI_LATENCY] = 0xff;
@@ -359,7 +360,8 @@ void pci_bus_reset(struct pci_bus *bus)
     remap(bus);
 }
 
-void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg), void *arg)
+void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg),
+              void *arg)
 {
     for (unsigned i = 0; i < DEVICES; i++)
         if (bus->dev[i])
