@@ -4,6 +4,7 @@
  */
 #include "cpu/ops.h"
 
+#include <cpuid.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -21,7 +22,9 @@ static u32 letters(const char *s)
 
 static int setup(void **state)
 {
-    v = calloc(1, sizeof(*v));
+    v = aligned_alloc(_Alignof(struct vcpu), sizeof(*v));
+    if (v)
+        memset(v, 0, sizeof(*v));
     return v ? 0 : -1;
 }
 static int teardown(void **state)
@@ -164,7 +167,8 @@ static void test_bmi(void **state)
 
 static void test_adx(void **state)
 {
-    if (!__builtin_cpu_supports("adx"))
+    unsigned a, b = 0, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & BIT(19)))
         skip();
     EXPECT("CZO", op_adcx32(v, 0xffffffff, 0), 0, "CZO", ALL);
     EXPECT("ZSO", op_adcx32(v, 1, 2), 3, "ZSO", ALL);
