@@ -17,7 +17,7 @@ static void put_pair(struct vcpu *v, u64 lo, u64 hi, unsigned size)
 /* The flags that the manual leaves undefined are the host's, which may depend on those before. */
 #define HOST_OP(mnemonic, operand)                                                                           \
     __asm__(FLAGS_LOAD "mov %1, %%rax\n\t" mnemonic " " operand "\n\tmov %%rax, %1\n\t" FLAGS_SAVE               \
-            : "+a"(f), "+&r"(lo), "+&d"(hi)                                                                    \
+            : "+&a"(f), "+&r"(lo), "+&d"(hi)                                                                    \
             : "r"(x)                                                                                          \
             : "cc")
 #define HOST_OP_SIZED(mnemonic)                                                                              \

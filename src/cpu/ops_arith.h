@@ -73,7 +73,7 @@ OP_ARITH(64)
     static alwaysinline u##bits op_imul2##bits(struct vcpu *v, u##bits a, u##bits b)                             \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD "imul %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+a"(f) : "r"(b) : "cc");                      \
+        __asm__(FLAGS_LOAD "imul %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+&a"(f) : "r"(b) : "cc");                      \
         flags_put(v, f);                                                                                    \
         return a;                                                                                           \
     }                                                                                                       \
@@ -90,7 +90,7 @@ OP_IMUL(64)
     static alwaysinline u##bits op_##name##bits(struct vcpu *v, u##bits a, u##bits b)                            \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+a"(f) : "r"(b) : "cc");                    \
+        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+&a"(f) : "r"(b) : "cc");                    \
         flags_put(v, f);                                                                                    \
         return a;                                                                                           \
     }

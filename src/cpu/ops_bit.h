@@ -7,14 +7,14 @@
     static alwaysinline void op_bt##bits(struct vcpu *v, u##bits a, u##bits n)                                  \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD "bt %2, %1\n\t" FLAGS_SAVE : "+a"(f) : "r"(a), "r"(n) : "cc");                         \
+        __asm__(FLAGS_LOAD "bt %2, %1\n\t" FLAGS_SAVE : "+&a"(f) : "r"(a), "r"(n) : "cc");                         \
         flags_put(v, f);                                                                                    \
     }
 #define OP_BT_WRITE(name, bits)                                                                              \
     static alwaysinline u##bits op_##name##bits(struct vcpu *v, u##bits a, u##bits n)                            \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+a"(f) : "r"(n) : "cc");                    \
+        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+&a"(f) : "r"(n) : "cc");                    \
         flags_put(v, f);                                                                                    \
         return a;                                                                                           \
     }
@@ -26,7 +26,7 @@
     static alwaysinline u##bits op_##name##bits(struct vcpu *v, u##bits a, u##bits b)                            \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+a"(f) : "r"(b) : "cc");                    \
+        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "+r"(a), "+&a"(f) : "r"(b) : "cc");                    \
         flags_put(v, f);                                                                                    \
         return a;                                                                                           \
     }
@@ -36,7 +36,7 @@
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
         u##bits r;                                                                                          \
-        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "=&r"(r), "+a"(f) : "r"(a) : "cc");                   \
+        __asm__(FLAGS_LOAD #name " %2, %0\n\t" FLAGS_SAVE : "=&r"(r), "+&a"(f) : "r"(a) : "cc");                   \
         flags_put(v, f);                                                                                    \
         return r;                                                                                           \
     }
@@ -60,7 +60,7 @@ OP_BITS(64)
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
         u##bits r;                                                                                          \
-        __asm__(FLAGS_LOAD #name " " order ", %0\n\t" FLAGS_SAVE : "=&r"(r), "+a"(f) : "r"(a), "r"(b) : "cc");    \
+        __asm__(FLAGS_LOAD #name " " order ", %0\n\t" FLAGS_SAVE : "=&r"(r), "+&a"(f) : "r"(a), "r"(b) : "cc");    \
         flags_put(v, f);                                                                                    \
         return r;                                                                                           \
     }

@@ -9,7 +9,8 @@
 
 /* After these, EAX holds SETO's result in AL and LAHF's in AH. */
 #define FLAGS_SAVE "lahf\n\tseto %%al"
-/* EAX in the same form becomes the host's flags: 127 + 1 overflows, 127 + 0 does not. */
+/* EAX in the same form becomes the host's flags: 127 + 1 overflows, 127 + 0 does not. EAX must be an
+ * early-clobbered operand: an equal input would share the register otherwise. */
 #define FLAGS_LOAD "addb $0x7f, %%al\n\tsahf\n\t"
 
 /* EAX as FLAGS_SAVE left it, into the guest's flags. */

@@ -19,7 +19,7 @@
     static alwaysinline u##bits op_##name##bits(struct vcpu *v, u##bits a, u8 count)                            \
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
-        __asm__(FLAGS_LOAD #name " %%cl, %0\n\t" FLAGS_SAVE : "+q"(a), "+a"(f) : "c"(count) : "cc");              \
+        __asm__(FLAGS_LOAD #name " %%cl, %0\n\t" FLAGS_SAVE : "+q"(a), "+&a"(f) : "c"(count) : "cc");              \
         flags_put(v, f);                                                                                    \
         return a;                                                                                           \
     }
@@ -42,7 +42,7 @@ OP_SHIFTS(64)
     {                                                                                                       \
         u32 f = flags_get(v);                                                                               \
         __asm__(FLAGS_LOAD #name " %%cl, %2, %0\n\t" FLAGS_SAVE                                                 \
-                : "+r"(a), "+a"(f)                                                                            \
+                : "+r"(a), "+&a"(f)                                                                            \
                 : "r"(b), "c"(count)                                                                          \
                 : "cc");                                                                                    \
         flags_put(v, f);                                                                                    \
