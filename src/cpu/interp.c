@@ -214,14 +214,15 @@ static void code_written(struct vcpu *v, pa_t pa, size_t len)
         block_written(v, pa, len);
 }
 
+static bool holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page_holds_code(v, pa); }
+
 const struct engine engine_interp = {
     .name = "interp",
     .attach = attach,
     .detach = detach,
     .run = run,
     .code_written = code_written,
+    .holds_code = holds_code,
 };
 
 void interp_stats(const struct vcpu *v, struct interp_stats *stats) { *stats = v->interp->stats; }
-
-bool interp_holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page_holds_code(v, pa); }
