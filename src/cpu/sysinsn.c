@@ -414,7 +414,6 @@ void insn_mwait(struct vcpu *v, const struct insn *i)
         cpu_attention(v, ATT_IRQ_WINDOW);
     } else if (armed) {
         v->budget_end = v->icount;
-        cpu_attention(v, ATT_STOP);
     }
 }
 
