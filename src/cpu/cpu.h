@@ -19,7 +19,7 @@ struct cpu_config {
     struct physmap *pm;
     struct pio_bus *pio;
     struct clock *clock;
-    struct machine *machine;
+    struct nestor *machine;
 };
 struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err);
 void vcpu_free(struct vcpu *v);

@@ -109,6 +109,18 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size);  /* 1..8 bytes, may cross
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size);
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size);
 
+/* ---- instruction fetch ---- */
+/*
+ * Copies up to *@len (1..15) instruction bytes from linear address @la. *@len shrinks to what lies before a page that
+ * cannot be fetched from. False: not even the first byte; mem_raise_fetch() then raises what the fetch met.
+ */
+bool mem_fetch(struct vcpu *v, gva_t la, u8 *buf, unsigned *len);
+void mem_raise_fetch(struct vcpu *v, gva_t la) __attribute__((noreturn));
+
+/* ---- the debugger's view: linear memory whatever its rights; no A/D bits, no devices, no faults ---- */
+bool mem_peek(struct vcpu *v, gva_t la, void *buf, size_t len);
+bool mem_poke(struct vcpu *v, gva_t la, const void *buf, size_t len);
+
 /* ---- operands ---- */
 /* The offset of the memory operand: base + index << scale + displacement in the address size. */
 static alwaysinline u64 insn_ea(const struct vcpu *v, const struct insn *i)

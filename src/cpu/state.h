@@ -202,6 +202,7 @@ struct mmu;
 struct tlb;
 struct tlb_entry;
 struct interp;
+struct borrow;
 struct physmap;
 struct pio_bus;
 struct clock;
@@ -267,6 +268,7 @@ struct vcpu {
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
     bool monitor_armed;
+    u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
@@ -279,6 +281,7 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
+    struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
     struct clock *clock;
@@ -292,7 +295,7 @@ struct vcpu {
     u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
     u64 tsc_hz;
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
-    struct machine *machine;
+    struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
     const struct insn *insn; /* the one that executes */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */

@@ -4,6 +4,7 @@
  */
 #pragma once
 #include "base/clock.h"
+#include "base/log.h"
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
 #include "devices/bus.h"
@@ -12,7 +13,7 @@
 
 #define MACHINE_MAX_CPUS 64
 
-struct nestor { /* struct machine to the rooms below */
+struct nestor {
     struct board board; /* first: devices hand it back */
     struct clock clock;
     struct physmap *pm;

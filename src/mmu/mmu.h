@@ -17,7 +17,8 @@ void mmu_free(struct mmu *m);
 void mmu_update(struct vcpu *v);
 /* Only the privilege context changed (CPL, RFLAGS.AC, alignment checking). Cheap. */
 void mmu_update_privilege(struct vcpu *v);
-/* Guest mode: the SLAT in force and the tag (VPID or ASID; 0 = host) of linear translations. */
+/* Guest mode: the SLAT in force (NULL: none) and the tag (VPID or ASID; 0 = host) of linear translations. The TLB
+ * for it is chosen by the mmu_update() that follows the control-register loads, or by the first access. */
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid);
 const struct walk_context *mmu_context(const struct vcpu *v);
 
@@ -52,7 +53,8 @@ void mmu_protect_page(struct vcpu *v, pa_t page);
 /* Debug registers changed: pages with enabled data breakpoints must take the slow path. */
 void mmu_watch_changed(struct vcpu *v);
 
-/* The current address space's jump cache: (rip -> block) hints that every flush clears. */
+/* The jump cache of the current address space and privilege (user or not): (rip -> block) hints that every
+ * flush clears. Ask again after a change of address space or CPL. */
 #define JUMP_CACHE_BITS 12
 struct jump_cache_entry { gva_t rip; void *block; };
 struct jump_cache_entry *mmu_jump_cache(struct vcpu *v);
@@ -62,4 +64,19 @@ static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
     return &v->tlb_now[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];
 }
 
-/* Statistics: see base/counters. */
+/* Read-only view of one privilege context's entries in the current address space (mem.c's fast paths). */
+const struct tlb_entry *mmu_entries(const struct vcpu *v, enum tlb_context context);
+
+/* What one vCPU's MMU did so far. */
+struct mmu_stats {
+    u64 walks;          /* page walks made */
+    u64 walk_faults;    /* of which failed */
+    u64 walk_steps;     /* table entries read */
+    u64 cached;         /* slow-path translations answered without a walk */
+    u64 spaces_made;    /* address spaces set up (a TLB taken from the pool) */
+    u64 space_switches; /* changes of the current address space */
+    u64 flushes;        /* invalidations asked for */
+    u64 flushed;        /* entries they dropped */
+    u64 protects;       /* pages whose write permission was withdrawn */
+};
+const struct mmu_stats *mmu_stats(const struct vcpu *v);

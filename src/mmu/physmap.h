@@ -45,6 +45,7 @@ int physmap_add_rom(struct physmap *pm, pa_t base, u64 size, u8 *host, const cha
 /* A device region; it hides RAM or ROM below it. @ops and @opaque outlive the region. */
 int physmap_add_mmio(struct physmap *pm, pa_t base, u64 size, const struct io_ops *ops, void *opaque,
                      const char *name, struct error *err);
+/* RAM or ROM and device regions may overlap; so may device regions (a BAR being sized): the last one added is seen. */
 /* Removes the device region that starts at @base (a BAR that moves); what it hid reappears. */
 void physmap_remove_mmio(struct physmap *pm, pa_t base);
 
@@ -65,7 +66,11 @@ void physmap_store(struct physmap *pm, pa_t pa, u64 value, unsigned size);
 /* Atomic compare-and-swap in RAM (page-table A/D bits); false when @pa is not RAM or changed. Tells the trackers. */
 bool physmap_cmpxchg(struct physmap *pm, pa_t pa, u64 expected, u64 desired, unsigned size);
 
-/* Who wants to hear of writes to pages that carry @flag. One subscriber per flag and vCPU or engine. */
+/* As physmap_ram(), for TLB fills: ROM too when @rom; @flags receives the page's flags (0 for ROM). NULL when the page
+ * is not wholly memory. The address is good for the whole page. */
+u8 *physmap_host(const struct physmap *pm, pa_t pa, bool rom, u8 *flags);
+
+/* Who wants to hear of writes to pages that carry @flag. One subscriber per flag and @opaque; @written NULL ends it. */
 void physmap_subscribe(struct physmap *pm, enum page_flag flag, void (*written)(void *opaque, pa_t pa, size_t len),
                        void *opaque);
 u8 physmap_page_flags(const struct physmap *pm, pa_t pa);
@@ -73,6 +78,8 @@ u8 physmap_page_flags(const struct physmap *pm, pa_t pa);
 void physmap_set_page_flag(struct physmap *pm, pa_t pa, enum page_flag flag);
 void physmap_clear_page_flag(struct physmap *pm, pa_t pa, enum page_flag flag);
 void physmap_on_protect(struct physmap *pm, void (*protect)(void *opaque, pa_t page), void *opaque);
+/* The map itself changed: every host address taken from it before is void. NULL ends it, here and above. */
+void physmap_on_change(struct physmap *pm, void (*changed)(void *opaque), void *opaque);
 /* Bytes of RAM at @pa were written by somebody: tells the subscribers of its flags. Cheap when no flag is set. */
 void physmap_written(struct physmap *pm, pa_t pa, size_t len);
 /* Total RAM, bytes. */

@@ -28,10 +28,13 @@ struct slat {
     bool mbec;   /* mode-based execute control */
     bool exec_only, huge_1g, huge_2m; /* EPT capabilities */
     bool nx;     /* NPT: host EFER.NXE */
+    bool smep, pse; /* NPT: host CR4.SMEP (error code only) and CR4.PSE (32-bit host tables) */
     bool wp;     /* NPT: host CR0.WP is not consulted by NPT walks; kept for completeness */
     bool advanced_info; /* EPT: report advanced exit information (qualification bits 9-11) */
     bool ve;     /* EPT-violation #VE enabled: record suppress-#VE of the leaf */
     bool pml;
+    u16 *pml_index;  /* EPT with pml: the PML index of the current VMCS, counted down as entries are logged */
+    u64 pml_address; /* EPT with pml: physical address of the log page */
     u64 root;    /* physical address of the root table */
     u64 tag;     /* EPTP or nCR3 as written: names the address space */
 };
@@ -39,7 +42,8 @@ struct slat {
 /* All a walk depends on besides memory; rebuilt by the CPU at control-register writes and guest-mode switches. */
 struct walk_context {
     u8 paging; /* enum paging_mode */
-    bool wp, nx, smep, smap, pke, pks, cet, pse36;
+    bool wp, nx, smep, smap, pke, pks, cet, pse, pse36;
+    bool amd;    /* AMD's reserved bits: bit 8 of PML4 and PML5 entries too */
     u8 maxphyaddr;
     bool pdpe1gb;
     u64 cr3;      /* as in CR3; PCID or PWT/PCD bits are ignored by the walk */
@@ -54,6 +58,7 @@ enum walk_fault {
     WALK_EPT_VIOLATION, /* .gpa and .qualification */
     WALK_EPT_MISCONFIG, /* .gpa */
     WALK_NPF,           /* .gpa; .error_code is EXITINFO1 */
+    WALK_PML_FULL,      /* EPT: a dirty flag must be set and the page-modification log is full; .gpa */
 };
 
 enum table_kind { TABLE_32BIT, TABLE_PAE, TABLE_LONG, TABLE_EPT, TABLE_NPT };
@@ -65,16 +70,18 @@ struct walk_step {
     gpa_t gpa; /* guest-physical address of the entry, under SLAT */
     u64 entry; /* as read (before A/D bits were set) */
 };
-#define WALK_MAX_STEPS 32
+#define WALK_MAX_STEPS 36 /* five guest levels, each and the data through five EPT levels: 35 */
 
 struct walk {
     u8 fault;       /* enum walk_fault */
     u8 lg2_page;    /* size of the smallest translation used, log2: 12, 21, 22, 30 */
+    u8 lg2_linear;  /* page size that the linear tables gave (what INVLPG invalidates); 12 without paging */
     bool user;      /* leaf and all upper entries have U/S */
     bool writable;  /* linear R/W rights through all levels, before CR0.WP */
     bool nx;
     bool dirty;     /* the translation may be cached writable: dirty flags are set at all levels */
     bool global;
+    bool suppress_ve; /* EPT violation: bit 63 of the entry that caused it */
     u8 perms;       /* ACCESS_READ/WRITE/EXEC allowed for this kind of access (privilege, WP, SMEP, SMAP, SLAT): what a TLB may grant */
     u8 pkey;
     u8 memtype;     /* PAT or EPT memory type, informative */
@@ -95,5 +102,6 @@ bool walk_gpa(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32
 /*
  * PAE: loads the four PDPTEs at @cr3 (through SLAT when on) into @pdpte. Returns WALK_OK,
  * WALK_PAGE_FAULT (a reserved bit: the caller raises #GP(0) or fails the entry), or a SLAT fault in @w.
+ * Under NPT nothing is loaded or checked: there the PDPTEs are read at every walk (APM "Legacy PAE Mode").
  */
 enum walk_fault walk_load_pdptes(struct physmap *pm, const struct walk_context *ctx, u64 cr3, u64 pdpte[4], struct walk *w);

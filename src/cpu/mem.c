@@ -1,0 +1,521 @@
+/*
+ * The slow paths of cpu/mem.h: everything that is not a granted page. Order of judgement (SDM vol. 3
+ * "Priority Among Concurrent Events" leaves it open within one instruction): segment, canonical form,
+ * alignment, page. A store that crosses pages has both translated before either is written.
+ */
+#include "cpu/mem.h"
+
+#include "devices/irq.h"
+
+#define MAX_PIECES 5 /* 16 KiB: more than any operand */
+
+/* ---- segmentation ---- */
+
+static void __attribute__((noreturn)) raise_segment(struct vcpu *v, unsigned seg)
+{
+    cpu_raise_error(v, seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+}
+
+gva_t seg_linear_slow(struct vcpu *v, unsigned seg, u64 offset, unsigned size, u32 access)
+{
+    const struct segment *s = &v->seg[seg];
+    gva_t la = (v->seg_base[seg] + offset) & v->linear_mask;
+    if (cpu_long64(v))
+        return la;
+    bool down = false;
+    if (cpu_protected(v)) {
+        if (s->ar & AR_UNUSABLE)
+            raise_segment(v, seg);
+        unsigned type = s->ar & AR_TYPE; /* 8 code; 4 expand-down or conforming; 2 writable or readable */
+        bool code = type & 8;
+        if ((access & ACCESS_WRITE) && (code || !(type & 2)))
+            raise_segment(v, seg);
+        if ((access & ACCESS_READ) && code && !(type & 2))
+            raise_segment(v, seg);
+        down = !code && (type & 4);
+    }
+    u64 last = offset + (size ? size - 1 : 0);
+    if (down ? offset <= s->limit || last > (s->ar & AR_DB ? 0xffffffffu : 0xffffu) : last > s->limit)
+        raise_segment(v, seg);
+    return la;
+}
+
+/* ---- the checks before translation ---- */
+
+static void check_linear(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
+{
+    if (cpu_long64(v) && unlikely(!cpu_canonical(v, la) || !cpu_canonical(v, la + size - 1)))
+        raise_segment(v, seg);
+}
+
+/* SDM vol. 3 "Alignment Check Exception (#AC)": only CPL 3, by the operand's natural alignment. */
+static void check_alignment(struct vcpu *v, gva_t la, unsigned size)
+{
+    if (likely(!(v->rflags & FL_AC)) || !(v->cr0 & CR0_AM) || v->cpl != 3)
+        return;
+    unsigned align = size == 10 ? 8 : size & (size - 1) || size > 8 ? 1 : size;
+    if (la & (align - 1))
+        cpu_raise_error(v, VEC_AC, 0);
+}
+
+/* Data breakpoints are traps: noted now, taken at the instruction's end. */
+static void watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
+{
+    for (unsigned n = 0; n < 4; n++) {
+        unsigned kind = v->dr7 >> (16 + 4 * n) & 3;
+        if (!(v->dr7 >> (2 * n) & 3) || !(kind & 1) || (kind == 1 && !write))
+            continue;
+        static const u8 lengths[4] = {1, 2, 8, 4};
+        u64 len = lengths[v->dr7 >> (18 + 4 * n) & 3], base = v->dr[n] & ~(len - 1);
+        if (la - base < len || base - la < size) {
+            v->pending_dbg |= DR6_B(n);
+            cpu_attention(v, ATT_DEBUG);
+        }
+    }
+}
+
+static inline void watch(struct vcpu *v, gva_t la, unsigned size, bool write)
+{
+    if (unlikely(v->dr7 & 0xff))
+        watch_hit(v, la, size, write);
+}
+
+/* ---- one translated run ---- */
+
+enum special { SPECIAL_NONE, SPECIAL_APIC, SPECIAL_VIRT_APIC };
+
+static enum special special_page(const struct vcpu *v, pa_t pa)
+{
+    pa_t page = pa & PAGE_MASK;
+    if (page == v->virt_apic_page && v->guest_mode)
+        return SPECIAL_VIRT_APIC;
+    return page == v->apic_page && v->intc_ops ? SPECIAL_APIC : SPECIAL_NONE;
+}
+
+/* An aligned access of 1..8 bytes that is not plain memory. @value in and out. */
+static void device_access(struct vcpu *v, gva_t la, pa_t pa, u64 *value, unsigned size, u32 access)
+{
+    bool write = access & ACCESS_WRITE;
+    u32 offset = (u32)(pa & ~PAGE_MASK);
+    switch (special_page(v, pa)) {
+    case SPECIAL_VIRT_APIC:
+        if (v->virt->apic_access(v, offset, write, size, value, access, la))
+            return;
+        break; /* not virtualised after all: the memory of the page itself */
+    case SPECIAL_APIC:
+        if (write)
+            v->intc_ops->mmio_write(v->intc, offset, *value, size);
+        else
+            *value = v->intc_ops->mmio_read(v->intc, offset, size);
+        return;
+    case SPECIAL_NONE:
+        break;
+    }
+    if (write)
+        physmap_store(v->pm, pa, *value, size);
+    else
+        *value = physmap_load(v->pm, pa, size);
+}
+
+/* Any bytes within a page, devices in aligned pieces. */
+static void run_read(struct vcpu *v, gva_t la, const struct translation *t, void *buf, unsigned len, u32 access)
+{
+    if (likely(t->host != NULL)) {
+        memcpy(buf, t->host, len);
+        return;
+    }
+    u8 *out = buf;
+    for (unsigned done = 0; done < len;) {
+        unsigned n = 8;
+        while (n > len - done || ((t->pa + done) & (n - 1)))
+            n /= 2;
+        u64 value = 0;
+        device_access(v, la + done, t->pa + done, &value, n, access);
+        store_le(out + done, value, n);
+        done += n;
+    }
+}
+
+static void run_write(struct vcpu *v, gva_t la, const struct translation *t, const void *buf, unsigned len, u32 access)
+{
+    if (likely(t->host != NULL)) {
+        memcpy(t->host, buf, len);
+        if (t->page_flags)
+            physmap_written(v->pm, t->pa, len);
+        return;
+    }
+    const u8 *in = buf;
+    for (unsigned done = 0; done < len;) {
+        unsigned n = 8;
+        while (n > len - done || ((t->pa + done) & (n - 1)))
+            n /= 2;
+        u64 value = load_le(in + done, n);
+        device_access(v, la + done, t->pa + done, &value, n, access);
+        done += n;
+    }
+}
+
+/* Values: one host load or store, so that aligned ones are seen whole by other threads. */
+static u64 value_read(struct vcpu *v, gva_t la, const struct translation *t, unsigned size, u32 access)
+{
+    u64 value = 0;
+    if (likely(t->host != NULL))
+        switch (size) {
+        case 1:
+            return *t->host;
+        case 2:
+            return load16(t->host);
+        case 4:
+            return load32(t->host);
+        case 8:
+            return load64(t->host);
+        }
+    run_read(v, la, t, &value, size, access);
+    return value;
+}
+
+static void value_write(struct vcpu *v, gva_t la, const struct translation *t, u64 value, unsigned size, u32 access)
+{
+    if (likely(t->host != NULL)) {
+        switch (size) {
+        case 1:
+            *t->host = (u8)value;
+            break;
+        case 2:
+            store16(t->host, (u16)value);
+            break;
+        case 4:
+            store32(t->host, (u32)value);
+            break;
+        case 8:
+            store64(t->host, value);
+            break;
+        default:
+            memcpy(t->host, &value, size);
+        }
+        if (t->page_flags)
+            physmap_written(v->pm, t->pa, size);
+        return;
+    }
+    run_write(v, la, t, &value, size, access);
+}
+
+/* ---- translation, raising ---- */
+
+static inline void translate(struct vcpu *v, gva_t la, u32 access, struct translation *t)
+{
+    struct walk w;
+    if (unlikely(!mmu_translate(v, la, access, t, &w)))
+        cpu_raise_walk(v, la, access & ~ACCESS_NO_AD, &w);
+}
+
+static inline bool one_page(gva_t la, unsigned size) { return (la & ~PAGE_MASK) + size <= PAGE_SIZE; }
+
+struct piece {
+    gva_t la;
+    unsigned len;
+    struct translation t;
+};
+
+/*
+ * Cuts la..la+size-1 at page boundaries and translates every piece, in order of address; a write sets
+ * dirty flags only once all of it is known to succeed. Raises the first fault.
+ */
+static unsigned translate_pieces(struct vcpu *v, gva_t la, unsigned size, u32 access, u64 mask, struct piece p[MAX_PIECES])
+{
+    unsigned n = 0;
+    for (; size && n < MAX_PIECES; n++) {
+        unsigned room = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
+        p[n].la = la;
+        p[n].len = size < room ? size : room;
+        la = (la + p[n].len) & mask;
+        size -= p[n].len;
+    }
+    if (size)
+        panic("memory operand of more than %u pages", MAX_PIECES);
+    bool look_first = n > 1 && (access & ACCESS_WRITE);
+    for (unsigned i = 0; i < n; i++)
+        translate(v, p[i].la, access | (look_first ? ACCESS_NO_AD : 0), &p[i].t);
+    if (look_first && !(access & ACCESS_NO_AD))
+        for (unsigned i = 0; i < n; i++)
+            translate(v, p[i].la, access, &p[i].t);
+    return n;
+}
+
+static void pieces_read(struct vcpu *v, gva_t la, void *buf, unsigned size, u32 access, u64 mask)
+{
+    struct piece p[MAX_PIECES];
+    unsigned n = translate_pieces(v, la, size, access, mask, p);
+    u8 *out = buf;
+    for (unsigned i = 0; i < n; out += p[i].len, i++)
+        run_read(v, p[i].la, &p[i].t, out, p[i].len, access);
+}
+
+static void pieces_write(struct vcpu *v, gva_t la, const void *buf, unsigned size, u32 access, u64 mask)
+{
+    struct piece p[MAX_PIECES];
+    unsigned n = translate_pieces(v, la, size, access, mask, p);
+    const u8 *in = buf;
+    for (unsigned i = 0; i < n; in += p[i].len, i++)
+        run_write(v, p[i].la, &p[i].t, in, p[i].len, access);
+}
+
+/* ---- values ---- */
+
+static u64 load_value(struct vcpu *v, gva_t la, unsigned size, u32 access, u64 mask)
+{
+    if (likely(one_page(la, size))) {
+        struct translation t;
+        translate(v, la, access, &t);
+        return value_read(v, la, &t, size, access);
+    }
+    u64 value = 0;
+    pieces_read(v, la, &value, size, access, mask);
+    return value;
+}
+
+static void store_value(struct vcpu *v, gva_t la, u64 value, unsigned size, u32 access, u64 mask)
+{
+    if (likely(one_page(la, size))) {
+        struct translation t;
+        translate(v, la, access, &t);
+        value_write(v, la, &t, value, size, access);
+        return;
+    }
+    pieces_write(v, la, &value, size, access, mask);
+}
+
+u64 mem_load_slow(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
+{
+    check_linear(v, seg, la, size);
+    check_alignment(v, la, size);
+    u64 value = load_value(v, la, size, ACCESS_READ | mmu_access_mode(v), v->linear_mask);
+    watch(v, la, size, false);
+    return value;
+}
+
+void mem_store_slow(struct vcpu *v, unsigned seg, gva_t la, u64 value, unsigned size)
+{
+    check_linear(v, seg, la, size);
+    check_alignment(v, la, size);
+    store_value(v, la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
+    watch(v, la, size, true);
+}
+
+/* ---- runs of bytes ---- */
+
+void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size)
+{
+    if (!size)
+        return;
+    gva_t la = seg_linear(v, seg, offset, size, ACCESS_READ);
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (likely(e->tag_read == ((la + (size - 1)) & PAGE_MASK))) {
+        memcpy(buf, (const void *)(uintptr_t)(la + e->addend), size);
+        return;
+    }
+    check_linear(v, seg, la, size);
+    check_alignment(v, la, size);
+    pieces_read(v, la, buf, size, ACCESS_READ | mmu_access_mode(v), v->linear_mask);
+    watch(v, la, size, false);
+}
+
+void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size)
+{
+    if (!size)
+        return;
+    gva_t la = seg_linear(v, seg, offset, size, ACCESS_WRITE);
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK))) {
+        memcpy((void *)(uintptr_t)(la + e->addend), buf, size);
+        return;
+    }
+    check_linear(v, seg, la, size);
+    check_alignment(v, la, size);
+    pieces_write(v, la, buf, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
+    watch(v, la, size, true);
+}
+
+void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
+{
+    if (!size)
+        return;
+    gva_t la = seg_linear(v, seg, offset, size, ACCESS_WRITE);
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK)))
+        return;
+    struct piece p[MAX_PIECES];
+    check_linear(v, seg, la, size);
+    check_alignment(v, la, size);
+    translate_pieces(v, la, size, ACCESS_WRITE | ACCESS_NO_AD | mmu_access_mode(v), v->linear_mask, p);
+}
+
+/* ---- read-modify-write ---- */
+
+u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
+{
+    u32 access = ACCESS_READ | ACCESS_WRITE | mmu_access_mode(v);
+    m->host = NULL;
+    check_linear(v, m->seg, m->la, size);
+    check_alignment(v, m->la, size);
+    if (likely(one_page(m->la, size))) {
+        struct translation t;
+        translate(v, m->la, access, &t);
+        if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff)))
+            m->host = t.host;
+        /* The read half of a device access must not look like a write to it. */
+        return value_read(v, m->la, &t, size, access & ~ACCESS_WRITE);
+    }
+    struct piece p[MAX_PIECES];
+    unsigned n = translate_pieces(v, m->la, size, access, v->linear_mask, p);
+    u64 value = 0;
+    u8 *out = (u8 *)&value;
+    for (unsigned i = 0; i < n; out += p[i].len, i++)
+        run_read(v, p[i].la, &p[i].t, out, p[i].len, access & ~ACCESS_WRITE);
+    return value;
+}
+
+void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size)
+{
+    store_value(v, m->la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
+    watch(v, m->la, size, true);
+}
+
+/* ---- system structures ---- */
+
+/* Descriptor-table and TSS bases are 64 bits wide in all of IA-32e mode, compatibility mode included. */
+static u64 sys_mask(const struct vcpu *v) { return cpu_lma(v) ? ~0ull : 0xffffffffull; }
+
+static void sys_check(struct vcpu *v, gva_t la, unsigned size)
+{
+    if (cpu_lma(v) && unlikely(!cpu_canonical(v, la) || !cpu_canonical(v, la + size - 1)))
+        cpu_gp0(v);
+}
+
+u64 sys_read(struct vcpu *v, gva_t la, unsigned size)
+{
+    u64 mask = sys_mask(v), value = 0;
+    la &= mask;
+    const struct tlb_entry *e = &mmu_entries(v, TLB_SUPERVISOR)[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+    if (likely(e->tag_read == ((la + (size - 1)) & PAGE_MASK))) {
+        memcpy(&value, (const void *)(uintptr_t)(la + e->addend), size);
+        return value;
+    }
+    sys_check(v, la, size);
+    return load_value(v, la, size, ACCESS_READ, mask);
+}
+
+void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
+{
+    u64 mask = sys_mask(v);
+    la &= mask;
+    const struct tlb_entry *e = &mmu_entries(v, TLB_SUPERVISOR)[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+    if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK))) {
+        struct translation t = {.host = (u8 *)(uintptr_t)(la + e->addend)};
+        value_write(v, la, &t, value, size, ACCESS_WRITE);
+        return;
+    }
+    sys_check(v, la, size);
+    store_value(v, la, value, size, ACCESS_WRITE, mask);
+}
+
+void sys_probe_write(struct vcpu *v, gva_t la, unsigned size)
+{
+    struct piece p[MAX_PIECES];
+    u64 mask = sys_mask(v);
+    sys_check(v, la & mask, size);
+    translate_pieces(v, la & mask, size, ACCESS_WRITE | ACCESS_NO_AD, mask, p);
+}
+
+/* ---- instruction fetch ---- */
+
+static u32 fetch_access(const struct vcpu *v) { return ACCESS_EXEC | (v->cpl == 3 ? ACCESS_USER : 0); }
+
+bool mem_fetch(struct vcpu *v, gva_t la, u8 *buf, unsigned *len)
+{
+    unsigned done = 0;
+    while (done < *len) {
+        gva_t at = (la + done) & v->linear_mask;
+        unsigned n = (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK));
+        if (n > *len - done)
+            n = *len - done;
+        const struct tlb_entry *e = tlb_slot(v, at);
+        if (likely(e->tag_exec == (at & PAGE_MASK))) {
+            memcpy(buf + done, (const void *)(uintptr_t)(at + e->addend), n);
+        } else {
+            struct translation t;
+            struct walk w;
+            if ((cpu_long64(v) && !cpu_canonical(v, at)) || !mmu_translate(v, at, fetch_access(v), &t, &w))
+                break;
+            if (t.host)
+                memcpy(buf + done, t.host, n);
+            else
+                physmap_read(v->pm, t.pa, buf + done, n); /* code in device memory, open bus */
+        }
+        done += n;
+    }
+    *len = done;
+    return done;
+}
+
+void mem_raise_fetch(struct vcpu *v, gva_t la)
+{
+    struct translation t;
+    struct walk w;
+    if (cpu_long64(v) && !cpu_canonical(v, la))
+        cpu_gp0(v);
+    if (!mmu_translate(v, la, fetch_access(v), &t, &w))
+        cpu_raise_walk(v, la, fetch_access(v), &w);
+    cpu_unwind(v, UNWIND_RETRY); /* the tables changed in between: fetch again */
+}
+
+/* ---- the debugger ---- */
+
+/* Where @la leads whatever its rights say; host memory only. */
+static u8 *peek(struct vcpu *v, gva_t la, pa_t *pa)
+{
+    struct walk_context ctx = *mmu_context(v);
+    struct walk w;
+    ctx.wp = ctx.smep = ctx.smap = ctx.pke = ctx.pks = false;
+    if (!walk_linear(v->pm, &ctx, la, ACCESS_READ | ACCESS_NO_AD, &w) &&
+        !walk_linear(v->pm, &ctx, la, ACCESS_EXEC | ACCESS_NO_AD, &w)) /* execute-only EPT pages */
+        return NULL;
+    u8 flags;
+    *pa = w.pa;
+    return physmap_host(v->pm, w.pa, true, &flags);
+}
+
+bool mem_peek(struct vcpu *v, gva_t la, void *buf, size_t len)
+{
+    for (u8 *out = buf; len;) {
+        pa_t pa;
+        size_t n = PAGE_SIZE - (la & ~PAGE_MASK);
+        if (n > len)
+            n = len;
+        const u8 *host = peek(v, la, &pa);
+        if (!host)
+            return false;
+        memcpy(out, host, n);
+        out += n;
+        la = (la + n) & sys_mask(v);
+        len -= n;
+    }
+    return true;
+}
+
+bool mem_poke(struct vcpu *v, gva_t la, const void *buf, size_t len)
+{
+    for (const u8 *in = buf; len;) {
+        pa_t pa;
+        size_t n = PAGE_SIZE - (la & ~PAGE_MASK);
+        if (n > len)
+            n = len;
+        if (!peek(v, la, &pa) || !physmap_ram(v->pm, pa))
+            return false;
+        physmap_write(v->pm, pa, in, n); /* tells the trackers: breakpoints are patched this way */
+        in += n;
+        la = (la + n) & sys_mask(v);
+        len -= n;
+    }
+    return true;
+}

@@ -1,0 +1,83 @@
+/*
+ * The inside of the physical map, for the files of this directory whose speed depends on it: the
+ * regions flattened into disjoint ranges, and an index by page for the first 4 GiB.
+ *
+ * The map is changed only while no other thread uses it (machine construction, or a device's
+ * register write on the machine's thread); page flags may be changed at any time.
+ */
+#pragma once
+#include "mmu/physmap.h"
+
+struct range {
+    pa_t start, last; /* last byte, inclusive */
+    const struct region *region;
+    u8 *host;         /* of start; NULL for device memory */
+};
+
+#define LOW_PAGES (1u << 20) /* pages below 4 GiB */
+#define LOW_MIXED 0xffffu    /* several ranges, or holes, share the page: search */
+
+struct subscriber {
+    u8 flag;
+    void (*written)(void *opaque, pa_t pa, size_t len);
+    void *opaque;
+};
+struct listener {
+    void (*protect)(void *opaque, pa_t page);
+    void (*changed)(void *opaque);
+    void *opaque;
+};
+
+struct physmap {
+    struct range *ranges; /* sorted, disjoint */
+    unsigned nranges;
+    u16 *low;             /* page -> index into ranges + 1; 0: nothing there */
+    u64 generation;
+    struct region **regions; /* as added; the map owns the structs */
+    unsigned nregions, regions_cap;
+    struct subscriber *subscribers;
+    unsigned nsubscribers;
+    struct listener *listeners;
+    unsigned nlisteners;
+    u64 ram_size;
+};
+
+const struct range *range_search(const struct physmap *pm, pa_t pa);
+
+/* The range that decodes @pa, or NULL. */
+static inline const struct range *map_range(const struct physmap *pm, pa_t pa)
+{
+    if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
+        unsigned i = pm->low[pa >> PAGE_SHIFT];
+        if (likely(i != LOW_MIXED))
+            return i ? &pm->ranges[i - 1] : NULL;
+    }
+    return range_search(pm, pa);
+}
+
+/* Likewise, when it decodes all of the page that @pa lies in. */
+static inline const struct range *map_page(const struct physmap *pm, pa_t pa)
+{
+    if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
+        unsigned i = pm->low[pa >> PAGE_SHIFT];
+        return i && i != LOW_MIXED ? &pm->ranges[i - 1] : NULL;
+    }
+    const struct range *r = range_search(pm, pa);
+    return r && r->start <= (pa & PAGE_MASK) && r->last >= (pa | ~PAGE_MASK) ? r : NULL;
+}
+
+/* Host address of RAM or ROM at @pa, good to the end of the page; NULL elsewhere. */
+static inline u8 *map_memory(const struct physmap *pm, pa_t pa)
+{
+    const struct range *r = map_page(pm, pa);
+    return likely(r && r->host) ? r->host + (pa - r->start) : NULL;
+}
+
+static inline u8 *range_flag(const struct range *r, pa_t pa)
+{
+    const struct region *g = r->region;
+    return g->page_flags ? &g->page_flags[(pa - g->base) >> PAGE_SHIFT] : NULL;
+}
+
+enum cmpxchg_result { CMPXCHG_DONE, CMPXCHG_CHANGED, CMPXCHG_NOT_RAM };
+enum cmpxchg_result physmap_try_cmpxchg(struct physmap *pm, pa_t pa, u64 expected, u64 desired, unsigned size);
