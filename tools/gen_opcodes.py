@@ -3,7 +3,7 @@
 
 usage: gen_opcodes.py [--check] [--include DIR] TABLE FEATURES_DEF VIRT_H OUTDIR
 
-Writes into OUTDIR: rows.h (enum insn_row), rows.c (row descriptors and the decoder's maps; refers to
+Writes into OUTDIR: rows.h (enum row_id), rows.c (row descriptors and the decoder's maps; refers to
 no body), handlers.h (prototypes of the raw bodies), handlers0.c ... handlers{PARTS-1}.c, bind.c, and
 opcodes.json. --check only parses and validates. Errors are FILE:LINE: reason; exit status 1.
 """
@@ -554,7 +554,7 @@ def c_string(s):
 
 
 def emit_rows_h(rows):
-    out = [GENERATED, '#pragma once', 'enum insn_row {', '    ROW_UD, /* no row: raises #UD */']
+    out = [GENERATED, '#pragma once', 'enum row_id {', '    ROW_UD, /* no row: raises #UD */']
     out += [f'    {r.name},' for r in rows]
     out += ['    ROW_COUNT', '};', '']
     return '\n'.join(out)

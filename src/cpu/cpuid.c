@@ -236,6 +236,8 @@ static void leaf_80000001(struct vcpu *v, u32 subleaf, u32 out[4])
 {
     feature_bits(v, 0x80000001, 0, out);
     if (intel(v)) {
+        if (v->misc_enable & MISC_ENABLE_XD_DISABLE)
+            out[EDX] &= ~BIT(20);
         /* "SYSCALL and SYSRET are available in 64-bit mode": elsewhere the bit reads as zero. */
         if (!cpu_long64(v))
             out[EDX] &= ~BIT(11);

@@ -101,9 +101,10 @@ static bool feature_control_write(struct vcpu *v, u32 msr, u64 value)
 
 static bool misc_enable_write(struct vcpu *v, u32 msr, u64 value)
 {
-    u64 writable = MISC_ENABLE_FAST_STRING | MISC_ENABLE_LIMIT_CPUID |
-                   (cpu_has(v, FEAT_MONITOR) ? MISC_ENABLE_MONITOR : 0);
-    u64 read_only = MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE;
+    u64 writable = MISC_ENABLE_FAST_STRING | MISC_ENABLE_TCC | MISC_ENABLE_EIST | MISC_ENABLE_LIMIT_CPUID |
+                   MISC_ENABLE_XTPR_DISABLE | (cpu_has(v, FEAT_MONITOR) ? MISC_ENABLE_MONITOR : 0) |
+                   (cpu_has(v, FEAT_NX) ? MISC_ENABLE_XD_DISABLE : 0);
+    u64 read_only = MISC_ENABLE_PERFMON | MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE;
     if (value & ~(writable | read_only))
         return false;
     v->misc_enable = (v->misc_enable & read_only) | (value & writable);
@@ -161,6 +162,8 @@ static bool efer_write(struct vcpu *v, u32 msr, u64 value)
     if (value & cpu_efer_reserved(v))
         return false;
     if (((value ^ v->efer) & EFER_LME) && (v->cr0 & CR0_PG))
+        return false;
+    if ((value & ~v->efer & EFER_NXE) && (v->misc_enable & MISC_ENABLE_XD_DISABLE))
         return false;
     if ((value & EFER_SVME) && (v->misc_msr[SLOT_VM_CR] & VM_CR_SVMDIS))
         return false;
@@ -291,20 +294,24 @@ static bool mtrr_def_type_write(struct vcpu *v, u32 msr, u64 value)
 
 /* ---- machine checks: banks that never report anything ---- */
 
-static bool mc_bank_read(struct vcpu *v, u32 msr, u64 *value)
+static bool mc_bank_write(struct vcpu *v, u32 msr, u64 value)
 {
+    enum { CTL, STATUS };
     unsigned n = msr - 0x400;
-    *value = n % 4 == 0 ? v->misc_msr[SLOT_MC_CTL + n / 4] : 0;
+    /* CTL takes none or all, STATUS can only be cleared; ADDR and MISC hold what they are given. */
+    if ((n % 4 == CTL && value != 0 && value != ~0ull) || (n % 4 == STATUS && value != 0))
+        return false;
+    v->misc_msr[SLOT_MC_BANK + n] = value;
     return true;
 }
 
-static bool mc_bank_write(struct vcpu *v, u32 msr, u64 value)
+static bool debugctl_write(struct vcpu *v, u32 msr, u64 value)
 {
-    unsigned n = msr - 0x400;
-    if (n % 4 == 0)
-        v->misc_msr[SLOT_MC_CTL + n / 4] = value;
-    /* STATUS, ADDR, MISC: software may only clear them. */
-    return n % 4 == 0 || value == 0;
+    /* There is no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
+    if (value & ~(DEBUGCTL_LBR | DEBUGCTL_BTF))
+        return false;
+    v->debugctl = value & DEBUGCTL_BTF;
+    return true;
 }
 
 /* ---- VMX ---- */
@@ -375,7 +382,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x179), .name = "MCG_CAP", .feature = FEAT_MCA, .rule = MSR_READ_ONLY, FIELD(mcg_cap)},
     {ONE(0x17a), .name = "MCG_STATUS", .feature = FEAT_MCA, .allowed = 7, FIELD(mcg_status)},
     {ONE(0x1a0), .name = "MISC_ENABLE", .who = MSR_INTEL, FIELD(misc_enable), .write = misc_enable_write},
-    {ONE(0x1d9), .name = "DEBUGCTL", .allowed = DEBUGCTL_BTF, FIELD(debugctl)},
+    {ONE(0x1d9), .name = "DEBUGCTL", FIELD(debugctl), .write = debugctl_write},
     {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY},
     {.first = 0x200, .last = 0x20f, .name = "MTRR_PHYSBASE/MASK", .feature = FEAT_MTRR, .read = mtrr_variable_read,
      .write = mtrr_variable_write},
@@ -386,7 +393,7 @@ const struct msr_desc msr_table[] = {
      .write = mtrr_fixed_write},
     {ONE(0x277), .name = "PAT", .feature = FEAT_PAT, FIELD(pat), .write = pat_write},
     {ONE(0x2ff), .name = "MTRR_DEF_TYPE", .feature = FEAT_MTRR, FIELD(mtrr_def_type), .write = mtrr_def_type_write},
-    {.first = 0x400, .last = 0x400 + 4 * MC_BANKS - 1, .name = "MC_BANK", .feature = FEAT_MCA, .read = mc_bank_read,
+    {.first = 0x400, .last = 0x400 + 4 * MC_BANKS - 1, .name = "MC_BANK", .feature = FEAT_MCA, SLOT(MC_BANK),
      .write = mc_bank_write},
     {.first = 0x480, .last = 0x493, .name = "VMX_CAPABILITY", .feature = FEAT_VMX, .rule = MSR_READ_ONLY,
      .read = vmx_read},

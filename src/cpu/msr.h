@@ -36,8 +36,8 @@ const struct msr_desc *msr_find(const struct vcpu *v, u32 msr);
 
 /* Registers without a named field of their own: places in v->misc_msr. */
 enum msr_slot {
-    SLOT_MC_CTL, /* 4 banks */
-    SLOT_HWCR = SLOT_MC_CTL + 4,
+    SLOT_MC_BANK, /* 4 banks of CTL, STATUS, ADDR, MISC */
+    SLOT_HWCR = SLOT_MC_BANK + 16,
     SLOT_SYSCFG,
     SLOT_NB_CFG,
     SLOT_DE_CFG,
@@ -56,10 +56,15 @@ _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr
 #define FEATURE_CONTROL_VMX_IN_SMX    BIT64(1)
 #define FEATURE_CONTROL_VMX_OUTSIDE   BIT64(2)
 #define MISC_ENABLE_FAST_STRING       BIT64(0)
+#define MISC_ENABLE_TCC               BIT64(3)
+#define MISC_ENABLE_PERFMON           BIT64(7)
 #define MISC_ENABLE_BTS_UNAVAILABLE   BIT64(11)
 #define MISC_ENABLE_PEBS_UNAVAILABLE  BIT64(12)
+#define MISC_ENABLE_EIST              BIT64(16)
 #define MISC_ENABLE_MONITOR           BIT64(18)
 #define MISC_ENABLE_LIMIT_CPUID       BIT64(22)
+#define MISC_ENABLE_XTPR_DISABLE      BIT64(23)
+#define MISC_ENABLE_XD_DISABLE        BIT64(34)
 #define VM_CR_R_INIT                  BIT64(1)
 #define VM_CR_LOCK                    BIT64(3)
 #define VM_CR_SVMDIS                  BIT64(4)

@@ -408,8 +408,6 @@ enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, un
     } else {
         out->reg = out->rm = (u8)((opcode & 7) | rex_b);
     }
-    if (vex == 2 && out->flags & INSN_BCST && mod == 3)
-        ; /* L'L is a rounding mode or ignored: rows with ER or SAE are tested with the length they imply below */
     key |= (unsigned)out->vl << K_L_SHIFT;
 
     /* ---- the row ---- */
@@ -421,14 +419,10 @@ enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, un
     }
     const struct candidate *c = &isa_candidates[at];
     const u8 *features = ctx->features;
-    unsigned full_key = key;
     if (unlikely(vex == 2 && out->flags & INSN_BCST && mod == 3))
-        full_key = (key & ~(3u << K_L_SHIFT)) | 2u << K_L_SHIFT;
+        key = (key & ~(3u << K_L_SHIFT)) | 2u << K_L_SHIFT; /* L'L is the rounding mode: 512 bits */
     for (;; c++) {
-        u32 k = key;
-        if (unlikely(vex == 2) && isa_row_decode[c->row].flags & (DEC_ER | DEC_SAE))
-            k = full_key;
-        if ((k ^ c->value) & c->mask)
+        if ((key ^ c->value) & c->mask)
             continue;
         if (features && ((c->feature && !features[c->feature]) || (c->feature2 && !features[c->feature2])))
             continue;
@@ -529,8 +523,7 @@ unsigned operand_bytes(const struct insn *i, unsigned n)
     unsigned vector = 16u << (i->flags & INSN_RND ? 2 : i->vl);
     switch (o->size) {
     case OPSZ_V:
-        return o->kind == OPND_NONE || o->kind == OPND_MEM || o->kind == OPND_FARPTR ? (o->kind == OPND_MEM ? i->opsize : 0)
-                                                                                  : i->opsize;
+        return o->kind == OPND_NONE ? 0 : i->opsize;
     case OPSZ_Z:
         return i->opsize == 2 ? 2 : 4;
     case OPSZ_Y:

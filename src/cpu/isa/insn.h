@@ -43,7 +43,7 @@ struct insn {
     u64 imm;       /* immediate or branch displacement, sign-extended as the row says; moffs is in disp */
     s64 disp;      /* displacement, sign-extended */
     const struct thunk *thunk; /* cached by the borrowed-ALU bodies; NULL until first run */
-    u16 row;       /* enum insn_row */
+    u16 row;       /* enum row_id */
     u16 flags;     /* enum insn_flag */
     u16 imm2;      /* far pointer selector; ENTER's level; second immediate byte */
     u8 len;        /* bytes, 1..15 */
