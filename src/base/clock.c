@@ -16,7 +16,15 @@ void clock_init(struct clock *c, enum clock_kind kind)
 
 u64 clock_now(const struct clock *c)
 {
-    return c->kind == CLOCK_HOST ? host_now() - c->host_base : c->icount_ns;
+    if (c->kind == CLOCK_HOST)
+        return host_now() - c->host_base;
+    return c->icount_ns + (c->live ? *c->live - c->live_base : 0);
+}
+
+void clock_follow(struct clock *c, const u64 *live)
+{
+    c->live = live;
+    c->live_base = live ? *live : 0;
 }
 
 void clock_advance(struct clock *c, u64 ns) { c->icount_ns += ns; }

@@ -23,6 +23,8 @@ struct clock {
     enum clock_kind kind;
     u64 host_base;     /* host: CLOCK_MONOTONIC ns at start */
     u64 icount_ns;     /* icount: ns so far, moved by clock_advance() */
+    const u64 *live;   /* icount: a running processor's instruction count, or NULL */
+    u64 live_base;     /* its value when clock_follow() was called */
     struct timer *armed;
 };
 
@@ -31,6 +33,8 @@ void clock_init(struct clock *c, enum clock_kind kind);
 u64 clock_now(const struct clock *c);
 /* icount only: time passes by @ns. */
 void clock_advance(struct clock *c, u64 ns);
+/* icount only: while a slice runs, time also follows the instruction count @live (NULL: it does not). */
+void clock_follow(struct clock *c, const u64 *live);
 /* The soonest deadline, UINT64_MAX when no timer is armed. */
 u64 clock_next(const struct clock *c);
 /* Fires every timer whose deadline has passed; returns how many. */

@@ -57,8 +57,8 @@ int log_open(const char *path, struct error *err)
     return 0;
 }
 
-void log_list(void (*print)(const char *name, const char *help))
+void log_list(FILE *out)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
-        print(categories[i].name, categories[i].help);
+        fprintf(out, "%-14s %s\n", categories[i].name, categories[i].help);
 }

@@ -5,6 +5,8 @@
 #include "base/error.h"
 #include "base/types.h"
 
+#include <stdio.h>
+
 enum log_category {
 #define LOG(name, help) LOG_##name,
 #include "base/log.def"
@@ -29,4 +31,5 @@ void log_line(enum log_category c, const char *fmt, ...) printf_like(2, 3);
 int log_enable(const char *names, struct error *err);
 /* Sends the log to a file instead of standard error. */
 int log_open(const char *path, struct error *err);
-void log_list(void (*print)(const char *name, const char *help));
+/* A line for each category. */
+void log_list(FILE *out);

@@ -13,17 +13,20 @@ struct cpu_config {
     const struct cpu_model *model;
     const u8 *features;   /* FEAT_COUNT bytes: the model with +/- applied (models.c) */
     unsigned index;
+    unsigned nr_cpus;     /* logical processors of the machine; 0 counts as 1 */
+    unsigned maxphyaddr;  /* 0: the model's */
     u64 tsc_hz;
     struct physmap *pm;
     struct pio_bus *pio;
     struct clock *clock;
-    struct machine *machine;
+    struct nestor *machine;
 };
 struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err);
 void vcpu_free(struct vcpu *v);
 void vcpu_attach_intc(struct vcpu *v, const struct intc_ops *ops, void *intc); /* also reads apic_page */
 void cpu_reset(struct vcpu *v);             /* power-on or RESET: SDM table "processor state following..." */
 void cpu_init_signal(struct vcpu *v);       /* INIT */
+void cpu_firmware_defaults(struct vcpu *v); /* what PC firmware has set before it boots a system: FEATURE_CONTROL, MTRRs */
 extern const struct cpu_pins vcpu_pins;     /* opaque is the struct vcpu */
 
 /* ---- modes (mode.c): derived state, after the architectural registers were changed ---- */

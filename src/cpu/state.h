@@ -195,12 +195,14 @@ struct event {
 
 struct virt_ops;
 struct intc_ops;
+struct irq_line;
 struct vmx;
 struct svm;
 struct mmu;
 struct tlb;
 struct tlb_entry;
 struct interp;
+struct borrow;
 struct physmap;
 struct pio_bus;
 struct clock;
@@ -251,7 +253,7 @@ struct vcpu {
     u64 tsc_adjust, tsc_base; /* guest TSC = host-clock TSC + tsc_base (tsc_adjust is part of it) */
     u64 feature_control, mcg_cap, mcg_status, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
     u64 s_cet, u_cet, ssp, pl_ssp[4], int_ssp_table;
-    u64 smbase, bios_sign_id, misc_msr[16];
+    u64 smbase, bios_sign_id, misc_msr[32]; /* misc_msr: enum msr_slot, msr.h */
     u64 pdpte[4]; /* PAE: the PDPTE registers */
 
     /* ---- events ---- */
@@ -266,6 +268,7 @@ struct vcpu {
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
     bool monitor_armed;
+    u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
@@ -278,18 +281,21 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
+    struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
     struct clock *clock;
     const struct intc_ops *intc_ops;
     void *intc;
+    const struct irq_line *ferr; /* FERR#, the 8259's IRQ 13: x87 errors while CR0.NE = 0; NULL: not wired */
     u64 apic_page;      /* physical page of the xAPIC registers, ~0 when none */
     u64 virt_apic_page; /* physical page of the VMX APIC-access page while it is virtualised, ~0 when none */
     const struct cpu_model *model;
     u8 features[FEAT_COUNT];
     u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
     u64 tsc_hz;
-    struct machine *machine;
+    u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
+    struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
     const struct insn *insn; /* the one that executes */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */

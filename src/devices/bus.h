@@ -14,9 +14,12 @@ void pio_bus_free(struct pio_bus *b);
 /* Claims ports base..base+count-1; @ops and @opaque outlive the bus. Overlap is an error. */
 int pio_bus_add(struct pio_bus *b, u16 base, u32 count, const struct io_ops *ops, void *opaque, const char *name,
                 struct error *err);
+/* The same for a device with an eight-bit data path: wider accesses reach it as single bytes. */
+int pio_bus_add8(struct pio_bus *b, u16 base, u32 count, const struct io_ops *ops, void *opaque, const char *name,
+                 struct error *err);
 void pio_bus_remove(struct pio_bus *b, u16 base);
-/* @size 1, 2 or 4. An access that spans ports of two devices, or that the device does not decode at
- * that size, is split into bytes as an ISA bridge does. Undecoded ports read as ones. */
+/* @size 1, 2 or 4. An access that spans ports of two devices, or that goes to an eight-bit device, is
+ * split into bytes as an ISA bridge does. Undecoded ports read as ones. */
 u32 pio_read(struct pio_bus *b, u16 port, unsigned size);
 void pio_write(struct pio_bus *b, u16 port, u32 value, unsigned size);
 /* Calls @each for every claimed range, in order. */
@@ -37,3 +40,6 @@ struct board {
     void (*request_exit)(struct board *b, int status);
     u64 tsc_hz;
 };
+
+/* Zeroed memory for a device's state; never NULL. */
+void *device_alloc(size_t size);

@@ -43,7 +43,7 @@ struct insn {
     u64 imm;       /* immediate or branch displacement, sign-extended as the row says; moffs is in disp */
     s64 disp;      /* displacement, sign-extended */
     const struct thunk *thunk; /* cached by the borrowed-ALU bodies; NULL until first run */
-    u16 row;       /* enum insn_row */
+    u16 row;       /* enum row_id */
     u16 flags;     /* enum insn_flag */
     u16 imm2;      /* far pointer selector; ENTER's level; second immediate byte */
     u8 len;        /* bytes, 1..15 */
@@ -69,6 +69,7 @@ enum code_mode { CODE_16, CODE_32, CODE_64 };
 struct decode_ctx {
     enum code_mode mode;
     bool real_or_v86;      /* VEX prefixes are not recognised */
+    bool amd;              /* where the vendors differ, as AMD: 66 makes near branches 16-bit, SYSENTER... */
     const u8 *features;    /* one byte per enum cpu_feature, non-zero when CPUID offers it; NULL: all */
 };
 
@@ -110,7 +111,16 @@ enum insn_check {
     CHK_NOREP = 1 << 15,
     CHK_V86_UD = 1 << 16,   /* #UD in virtual-8086 mode */
     CHK_END = 1 << 17,      /* ends a block: control transfer, mode change, or state the decoder depends on */
-    CHK_FWAIT = 1 << 18,    /* pending #MF only (waiting x87 instruction) */
+    CHK_FWAIT = 1 << 18,    /* FWAIT: #NM if CR0.MP and CR0.TS; pending #MF */
+    CHK_ALIGN_MM = 1 << 19, /* CHK_ALIGN16 is waived while MXCSR.MM is set (not an explicitly aligned move) */
+    CHK_X87_NOWAIT = 1 << 20, /* as CHK_X87 without the pending #MF (FNxxx, FXSAVE) */
+    CHK_TSD = 1 << 21,      /* #GP(0) if CR4.TSD and CPL > 0 */
+    CHK_PCE = 1 << 22,      /* #GP(0) if !CR4.PCE and CPL > 0 */
+    CHK_CPL0_UD = 1 << 23,  /* #UD unless CPL = 0 */
+    CHK_OSXSAVE = 1 << 24,  /* #UD unless CR4.OSXSAVE */
+    CHK_TS = 1 << 25,       /* #NM if CR0.TS */
+    CHK_NOCOMPAT = 1 << 26, /* #UD in compatibility mode */
+    CHK_FSGSBASE = 1 << 27, /* #UD unless CR4.FSGSBASE */
 };
 
 /* One operand as the row describes it; kind letters are the SDM's (vol. 2 Appendix A.2). */
@@ -157,7 +167,7 @@ enum { /* operand.size when it is not a byte count */
     OPSZ_BIG = 0x8a, /* x87 environment, FXSAVE, XSAVE area...: the body knows */
 };
 
-#define INSN_MAX_OPERANDS 5
+#define INSN_MAX_OPERANDS 6
 
 struct insn_row {
     const char *mnemonic; /* upper case, as the SDM spells it */

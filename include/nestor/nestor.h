@@ -1,0 +1,98 @@
+/*
+ * Nestor's embedding API: a PC in software whose CPU has VT-x and AMD-V.
+ *
+ * Everything is reached through an opaque `struct nestor`; several may live in one process. All
+ * functions but nestor_stop() must be called from one thread at a time per machine. Strings given in
+ * a configuration are copied.
+ */
+#ifndef NESTOR_H
+#define NESTOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Grows when the meaning or layout of anything here changes. */
+#define NESTOR_API_VERSION 1
+
+struct nestor;
+
+/* One line for the user: what, where, what was expected. */
+struct nestor_error {
+    char text[512];
+};
+
+enum nestor_clock { NESTOR_CLOCK_HOST, NESTOR_CLOCK_ICOUNT };
+
+/* Zero means the default of every member. */
+struct nestor_config {
+    unsigned api_version; /* NESTOR_API_VERSION */
+    const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
+    const char *engine;   /* "interp" */
+    uint64_t memory;      /* bytes; default 2 GiB */
+    unsigned smp;         /* processors; default 1 */
+    enum nestor_clock clock;
+    const char *kernel;   /* image file; NULL: .demo must be set */
+    const char *initrd;
+    const char *append;   /* the guest's command line */
+    bool demo;            /* boot the demo hypervisor built into the library */
+    bool debug_exit;      /* port 0xF4 ends the run; also adds the rest of the test device */
+    bool no_reboot;       /* a guest's reset ends the run */
+    int64_t rtc_epoch;    /* Unix time the RTC starts with; 0: the host's (under icount: 2000-01-01) */
+
+    /* First serial port. tx is called with what the guest sends; rx asks for up to @n bytes, and returns
+     * how many it has (0 for none now). wait_fd, if not negative, becomes readable when rx has more. */
+    void (*serial_tx)(void *arg, const uint8_t *data, size_t n);
+    size_t (*serial_rx)(void *arg, uint8_t *data, size_t n);
+    void *serial_arg;
+    int serial_wait_fd; /* -1 for none */
+    /* Port 0xE9: the debug console. NULL: absent. */
+    void (*debugcon)(void *arg, uint8_t byte);
+    void *debugcon_arg;
+};
+
+enum nestor_stop_reason {
+    NESTOR_POWER_OFF,     /* the guest switched itself off */
+    NESTOR_GUEST_EXIT,    /* exit port; the status is (value << 1) | 1 */
+    NESTOR_RESET,         /* the guest reset the machine, with no_reboot */
+    NESTOR_TRIPLE_FAULT,
+    NESTOR_HALTED,        /* every processor halted with nothing left that could wake it */
+    NESTOR_TIMEOUT,
+    NESTOR_STOPPED,       /* nestor_stop() */
+};
+
+struct nestor_result {
+    enum nestor_stop_reason reason;
+    int status; /* NESTOR_GUEST_EXIT: the exit status */
+};
+
+/* Builds the machine and loads its image. On failure returns NULL and fills *err. */
+struct nestor *nestor_new(const struct nestor_config *config, struct nestor_error *err);
+void nestor_free(struct nestor *n);
+
+/* Runs until something of enum nestor_stop_reason happens; @timeout in seconds, 0 for none. */
+struct nestor_result nestor_run(struct nestor *n, double timeout);
+/* Makes nestor_run() return soon. May be called from another thread or a signal handler. */
+void nestor_stop(struct nestor *n);
+
+/* What ran, at which level, how long, and why hypervisors were left. */
+void nestor_print_stats(struct nestor *n, FILE *out);
+/* The registers of every processor, for a report. */
+void nestor_print_registers(struct nestor *n, FILE *out);
+
+/* "cpus", "instructions", "vmcs-fields", "vmentry-checks", "devices", "events". False: no such list. */
+bool nestor_list(const char *what, FILE *out);
+
+/* --trace and --log: process-wide. Return 0, or -1 and fill *err. */
+int nestor_trace(const char *events, struct nestor_error *err);
+int nestor_log(const char *path, struct nestor_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

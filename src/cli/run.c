@@ -1,0 +1,253 @@
+/* nestor run, nestor demo */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct run_options {
+    struct nestor_config config;
+    enum console_kind console;
+    const char *console_path;
+    double timeout;
+    bool stats;
+};
+
+static int fail(struct nestor_error *err, const char *expected)
+{
+    snprintf(err->text, sizeof(err->text), "expected %s", expected);
+    return -1;
+}
+
+#define OPTIONS(target) ((struct run_options *)(target))
+
+#define STRING_OPTION(name, member)                                                                \
+    static int set_##name(void *target, const char *value, struct nestor_error *err)               \
+    {                                                                                              \
+        (void)err;                                                                                 \
+        OPTIONS(target)->config.member = value;                                                    \
+        return 0;                                                                                  \
+    }
+STRING_OPTION(cpu, cpu)
+STRING_OPTION(kernel, kernel)
+STRING_OPTION(initrd, initrd)
+STRING_OPTION(append, append)
+STRING_OPTION(engine, engine)
+
+static int set_memory(void *target, const char *value, struct nestor_error *err)
+{
+    char *end;
+    errno = 0;
+    unsigned long long n = strtoull(value, &end, 10);
+    unsigned shift = 20; /* a bare number is MiB */
+    if (*end && strchr("kKmMgG", *end)) {
+        shift = *end == 'k' || *end == 'K' ? 10 : *end == 'm' || *end == 'M' ? 20 : 30;
+        end++;
+    }
+    if (end == value || *end || errno || value[0] == '-' || n > (1ull << 40) >> shift || n << shift < 1 << 20)
+        return fail(err, "a size from 1M to 1024G (a bare number is MiB)");
+    OPTIONS(target)->config.memory = (n << shift) & ~0xfffull;
+    return 0;
+}
+
+static int set_smp(void *target, const char *value, struct nestor_error *err)
+{
+    char *end;
+    unsigned long n = strtoul(value, &end, 10);
+    if (end == value || *end || n < 1 || n > 64)
+        return fail(err, "a number of processors from 1 to 64");
+    OPTIONS(target)->config.smp = (unsigned)n;
+    return 0;
+}
+
+static int set_serial(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = OPTIONS(target);
+    if (!strcmp(value, "stdio"))
+        o->console = CONSOLE_STDIO;
+    else if (!strcmp(value, "none"))
+        o->console = CONSOLE_NONE;
+    else if (!strncmp(value, "file:", 5) && value[5]) {
+        o->console = CONSOLE_FILE;
+        o->console_path = value + 5;
+    } else
+        return fail(err, "stdio, none or file:PATH");
+    return 0;
+}
+
+static int set_clock(void *target, const char *value, struct nestor_error *err)
+{
+    if (!strcmp(value, "host"))
+        OPTIONS(target)->config.clock = NESTOR_CLOCK_HOST;
+    else if (!strcmp(value, "icount"))
+        OPTIONS(target)->config.clock = NESTOR_CLOCK_ICOUNT;
+    else
+        return fail(err, "host or icount");
+    return 0;
+}
+
+static int set_timeout(void *target, const char *value, struct nestor_error *err)
+{
+    char *end;
+    double t = strtod(value, &end);
+    if (end == value || *end || !(t > 0) || t > 1e9)
+        return fail(err, "a number of seconds above 0");
+    OPTIONS(target)->timeout = t;
+    return 0;
+}
+
+static int set_trace(void *target, const char *value, struct nestor_error *err)
+{
+    (void)target;
+    return nestor_trace(value, err);
+}
+
+static int set_log(void *target, const char *value, struct nestor_error *err)
+{
+    (void)target;
+    return nestor_log(value, err);
+}
+
+static int set_debug_exit(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.debug_exit = true;
+    return 0;
+}
+
+static int set_no_reboot(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.no_reboot = true;
+    return 0;
+}
+
+static int set_stats(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->stats = true;
+    return 0;
+}
+
+#define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
+#define ENGINE_OPTION {"engine", "interp", "what executes instructions (default interp)", set_engine}
+#define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
+#define TRACE_OPTIONS                                                                                           \
+    {"trace", "EVENT[,EVENT]", "log these events (nestor list events), or all", set_trace},                       \
+    {"log", "FILE", "write the log there instead of standard error", set_log}
+
+static const struct option_row run_rows[] = {
+    {"kernel", "FILE", "image to boot: bzImage, multiboot 1 or ELF with PVH note (same as IMAGE)", set_kernel},
+    {"initrd", "FILE", "initial RAM disk, or multiboot module", set_initrd},
+    {"append", "TEXT", "the guest's command line", set_append},
+    CPU_OPTION,
+    {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
+    {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
+    {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
+    {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
+    {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},
+    {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
+    TIMEOUT_OPTION,
+    ENGINE_OPTION,
+    {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
+    TRACE_OPTIONS,
+    {0},
+};
+
+static const struct option_row demo_rows[] = {
+    CPU_OPTION,
+    ENGINE_OPTION,
+    TIMEOUT_OPTION,
+    TRACE_OPTIONS,
+    {0},
+};
+
+static int finish(const struct command *c, struct nestor *n, struct nestor_result r, double timeout)
+{
+    switch (r.reason) {
+    case NESTOR_POWER_OFF:
+    case NESTOR_RESET:
+        return EXIT_OK;
+    case NESTOR_GUEST_EXIT:
+        return r.status;
+    case NESTOR_TRIPLE_FAULT:
+        fprintf(stderr, "nestor %s: the guest ended in a triple fault\n", c->name);
+        nestor_print_registers(n, stderr);
+        return EXIT_TRIPLE_FAULT;
+    case NESTOR_HALTED:
+        fprintf(stderr, "nestor %s: every processor is halted with interrupts off\n", c->name);
+        return EXIT_HALTED;
+    case NESTOR_TIMEOUT:
+        fprintf(stderr, "nestor %s: no end after %g seconds (--timeout)\n", c->name, timeout);
+        return EXIT_TIMEOUT;
+    case NESTOR_STOPPED:
+        return EXIT_INTERRUPTED;
+    }
+    return EXIT_INTERNAL;
+}
+
+static int run_machine(const struct command *c, struct run_options *o)
+{
+    struct nestor_error err;
+    o->config.api_version = NESTOR_API_VERSION;
+    o->config.serial_wait_fd = -1;
+    struct console *console = console_open(o->console, o->console_path, &err);
+    if (!console)
+        return usage_error(c, "--serial file:%s", err.text);
+    console_attach(console, &o->config);
+    struct nestor *n = nestor_new(&o->config, &err);
+    if (!n) {
+        console_close(console);
+        return usage_error(c, "%s", err.text);
+    }
+    console_start(console, n);
+    struct nestor_result r = nestor_run(n, o->timeout);
+    console_close(console);
+    int status = finish(c, n, r, o->timeout);
+    if (o->stats)
+        nestor_print_stats(n, o->console == CONSOLE_STDIO ? stderr : stdout);
+    nestor_free(n);
+    return status;
+}
+
+static int run_command(int argc, char **argv)
+{
+    struct run_options o = {.console = CONSOLE_STDIO};
+    const char *image = NULL;
+    unsigned count;
+    int r = options_parse(&command_run, argc, argv, &o, &image, 1, &count);
+    if (r)
+        return r < 0 ? 0 : r;
+    if (image && o.config.kernel)
+        return usage_error(&command_run, "both IMAGE '%s' and --kernel '%s' are given, expected one", image, o.config.kernel);
+    if (image)
+        o.config.kernel = image;
+    if (!o.config.kernel)
+        return usage_error(&command_run, "nothing to boot: give an IMAGE or --kernel FILE (nestor run --help)");
+    return run_machine(&command_run, &o);
+}
+
+static int demo_command(int argc, char **argv)
+{
+    struct run_options o = {.console = CONSOLE_STDIO, .stats = true};
+    const char *none;
+    unsigned count;
+    int r = options_parse(&command_demo, argc, argv, &o, &none, 0, &count);
+    if (r)
+        return r < 0 ? 0 : r;
+    o.config.demo = true;
+    o.config.debug_exit = true;
+    o.config.memory = 64 << 20;
+    return run_machine(&command_demo, &o);
+}
+
+const struct command command_run = {
+    .name = "run", .args = "[IMAGE] [OPTION...]", .options = run_rows, .run = run_command,
+    .summary = "Boots a guest. Exit status: 0 power-off; (value << 1) | 1 from the exit port (--debug-exit);\n"
+               "2 bad option or image; 4 triple fault; 6 halted for ever; 8 interrupted; 124 time-out;\n"
+               "70 internal error.",
+};
+const struct command command_demo = {
+    .name = "demo", .args = "[OPTION...]", .options = demo_rows, .run = demo_command,
+    .summary = "Runs the hypervisor built into this program: L1 starts L2, which starts L3. Needs no file.",
+};

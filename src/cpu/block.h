@@ -1,0 +1,83 @@
+/*
+ * The interpreter's cache of decoded code. A block is a run of instructions within one page, ended by
+ * a row with CHK_END, a repeated string instruction, the page, or BLOCK_MAX. Blocks are found by the
+ * host address of their first byte (one per physical byte, and what the TLB yields) and the decoding
+ * mode; the MMU's jump caches map linear addresses to them and forget with every flush.
+ *
+ * Memory comes from an arena that is emptied as a whole when it is full. A block killed by a write to
+ * its bytes is unlinked and marked; its memory stays readable until then, so that the instruction
+ * that modified its own block can finish.
+ */
+#pragma once
+#include "cpu/state.h"
+
+#define BLOCK_MAX 48
+#define BLOCK_HASH_BITS 15
+#define CODE_PAGE_HASH_BITS 12
+#define CROSS_BITS 6
+#define ARENA_SIZE (64u << 20)
+
+struct block {
+    u64 host;       /* host address of the first byte */
+    u32 mode;       /* block_mode(); 0 once the block is dead */
+    u16 n;          /* instructions */
+    u16 bytes;
+    bool near;      /* ends without changing mode or mappings: the next lookup may use the same context */
+    struct block *hash_next;
+    struct block *page_next;
+    struct insn insn[];
+};
+
+/* A page with decoded code, by host address. */
+struct code_page {
+    u64 host;
+    u64 granules;   /* bit n: bytes 64n.. of the page are code */
+    struct block *blocks;
+    struct code_page *next;
+    u32 misses;     /* writes to the page that hit no code since its last block */
+    u32 patience;   /* misses after which the page's code is dropped to make writes cheap again */
+};
+
+/* An instruction that is not cached as a block: it crosses pages, or ends at the CS limit. */
+struct cross {
+    gva_t la;
+    u8 bytes[16];
+    u8 avail;
+    struct block *block; /* of one instruction */
+};
+
+struct interp_stats {
+    u64 blocks, insns;  /* decoded */
+    u64 lookups;        /* that the jump cache did not answer */
+    u64 singles;        /* instructions executed without a block */
+    u64 smc_writes, smc_blocks; /* writes that hit code, and the blocks they killed */
+    u64 arena_flushes;
+};
+
+struct interp {
+    struct block *current;      /* the running block */
+    const struct insn *start;   /* what icount is counted from */
+    u8 *arena;
+    size_t used;
+    struct block *hash[1 << BLOCK_HASH_BITS];
+    struct code_page *pages[1 << CODE_PAGE_HASH_BITS];
+    struct cross cross[1 << CROSS_BITS];
+    u64 traced[16];             /* registers before the instruction being traced */
+    struct interp_stats stats;
+};
+
+/* Everything besides the bytes that decoding and the right to execute depend on; never 0. */
+static inline u32 block_mode(const struct vcpu *v)
+{
+    bool real_or_v86 = v->mode == MODE_REAL || v->mode == MODE_V86;
+    return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)(v->cpl == 3) << 4;
+}
+struct interp *interp_new(void);
+void interp_free(struct interp *ip);
+/* The block at v->rip, whose linear address is @la; raises the fault that fetching meets. */
+struct block *block_find(struct vcpu *v, gva_t la, u32 mode);
+/* One instruction at v->rip, fetched with every check: for what cannot be a cached block. */
+struct block *block_single(struct vcpu *v);
+/* Physical bytes were written: kills the blocks that contain any of them. */
+void block_written(struct vcpu *v, pa_t pa, size_t len);
+bool block_page_holds_code(struct vcpu *v, pa_t pa);

@@ -1,0 +1,33 @@
+/* The borrowed ALU: instructions the host executes on the guest's register file. */
+#pragma once
+#include "cpu/mem.h"
+
+/* insn_borrow() (bodies_simd.h) runs an instruction on the host; the row's checks (device available,
+ * alignment, pending #MF) are done. */
+
+struct borrow; /* one vCPU's thunks and the memory they live in */
+
+/* Optional: makes the code memory now rather than at first use, so that a host which refuses it is
+ * reported as an error instead of ending the run. */
+int borrow_init(struct vcpu *v, struct error *err);
+void borrow_free(struct vcpu *v);
+
+struct borrow_stats { unsigned thunks, scratch; size_t code_bytes; };
+struct borrow_stats borrow_stats(const struct vcpu *v);
+
+/* ---- x87.c ---- */
+/* Runs one x87 instruction through @run (fxrstor, instruction, fxsave, fninit on a 512-byte image). */
+struct x87_op {
+    void (*run)(void *image, void *mem, u32 *aflags);
+    u8 mem_size, mem_access; /* as struct operand */
+};
+void x87_borrow(struct vcpu *v, const struct insn *i, const struct x87_op *op);
+/* TOP becomes @top; the physical registers stay, so the stack-ordered array turns. */
+void x87_set_top(struct vcpu *v, unsigned top);
+/* FSW.ES and B follow from the flags and the masks. */
+void x87_update_es(struct vcpu *v);
+/* What every MMX instruction does to the x87 state besides its result: TOP 0, all registers valid. */
+void x87_enter_mmx(struct vcpu *v);
+/* The 16-bit tag word that FNSTENV stores. */
+u16 x87_full_tags(const struct x87 *f);
+void x87_init(struct vcpu *v);

@@ -1,0 +1,112 @@
+#include "machine/boot.h"
+
+#include "machine/boot_kinds.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const struct boot_loader *const loaders[] = {
+    [BOOT_LINUX] = &boot_linux,
+    [BOOT_MULTIBOOT] = &boot_multiboot,
+    [BOOT_PVH] = &boot_pvh,
+};
+/* An ELF file can carry both a multiboot header and a PVH note: multiboot is the older promise. */
+static const enum boot_kind probe_order[] = {BOOT_LINUX, BOOT_MULTIBOOT, BOOT_PVH};
+
+const char *boot_kind_name(enum boot_kind kind) { return loaders[kind]->name; }
+
+static int read_file(struct boot_file *f, const char *path, const char *what, struct error *err)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set(err, "%s %s: cannot be opened: %s", what, path, strerror(errno));
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return error_set(err, "%s %s: not a regular file", what, path);
+    }
+    if (st.st_size == 0 || st.st_size > (off_t)1 << 32) {
+        close(fd);
+        return error_set(err, "%s %s: %lld bytes long, expected 1 byte to 4 GiB", what, path, (long long)st.st_size);
+    }
+    f->size = (size_t)st.st_size;
+    f->data = malloc(f->size);
+    f->path = strdup(path);
+    size_t got = 0;
+    while (f->data && got < f->size) {
+        ssize_t n = read(fd, f->data + got, f->size - got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        got += (size_t)n;
+    }
+    close(fd);
+    if (got != f->size)
+        return error_set(err, "%s %s: only %zu of %zu bytes could be read", what, path, got, f->size);
+    return 0;
+}
+
+static int identify(struct boot *b, struct error *err)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(probe_order); i++) {
+        enum boot_kind kind = probe_order[i];
+        if (loaders[kind]->probe(&b->kernel)) {
+            b->kind = kind;
+            return loaders[kind]->check(b, err);
+        }
+    }
+    return error_set(err, "kernel %s: not a bootable image; expected a Linux bzImage, a multiboot 1 image or an ELF "
+                          "file with a PVH note", b->kernel.path);
+}
+
+int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, u64 ram, struct error *err)
+{
+    *b = (struct boot){.ram = ram};
+    b->append = strdup(append ? append : "");
+    if (read_file(&b->kernel, kernel, "kernel", err) || (initrd && read_file(&b->initrd, initrd, "initrd", err)) ||
+        identify(b, err)) {
+        boot_close(b);
+        return -1;
+    }
+    return 0;
+}
+
+int boot_open_memory(struct boot *b, const char *name, const u8 *data, size_t size, const char *append, u64 ram,
+                     struct error *err)
+{
+    *b = (struct boot){.ram = ram};
+    b->append = strdup(append ? append : "");
+    b->kernel.path = strdup(name);
+    b->kernel.data = malloc(size);
+    b->kernel.size = size;
+    if (b->kernel.data)
+        memcpy(b->kernel.data, data, size);
+    if (!b->kernel.data || identify(b, err)) {
+        boot_close(b);
+        return -1;
+    }
+    return 0;
+}
+
+void boot_close(struct boot *b)
+{
+    free(b->kernel.path);
+    free(b->kernel.data);
+    free(b->initrd.path);
+    free(b->initrd.data);
+    free(b->append);
+    *b = (struct boot){0};
+}
+
+int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err)
+{
+    /* Linux's 32-bit boot protocol wants __BOOT_CS = 0x10 and __BOOT_DS = 0x18; nobody minds them. */
+    static const u64 gdt[4] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+    *entry = (struct boot_entry){.gdt = BOOT_GDT_AT, .gdt_limit = sizeof(gdt) - 1};
+    physmap_write(pm, BOOT_GDT_AT, gdt, sizeof(gdt));
+    return loaders[b->kind]->load(b, pm, entry, err);
+}

@@ -1,0 +1,41 @@
+/*
+ * Guest images: what a boot loader would do. Every kind ends in 32-bit protected mode with flat
+ * segments and paging off; the registers differ.
+ */
+#pragma once
+#include "base/error.h"
+#include "mmu/physmap.h"
+
+enum boot_kind { BOOT_LINUX, BOOT_MULTIBOOT, BOOT_PVH };
+
+struct boot_file {
+    char *path;
+    u8 *data;
+    size_t size;
+};
+
+struct boot {
+    enum boot_kind kind;
+    struct boot_file kernel, initrd; /* initrd.path NULL: none */
+    char *append;
+    u64 ram;
+};
+
+/* The processor's state at the image's first instruction. */
+struct boot_entry {
+    u32 eip, eax, ebx, esi;
+    u32 gdt;      /* physical address of a GDT with flat code at 0x10 and data at 0x18 */
+    u16 gdt_limit;
+};
+
+/*
+ * Reads the files and checks that the image is one of the kinds known and fits into @ram bytes of
+ * memory. @initrd and @append may be NULL. An image built into the program is given as @data.
+ */
+int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, u64 ram, struct error *err);
+int boot_open_memory(struct boot *b, const char *name, const u8 *data, size_t size, const char *append, u64 ram,
+                     struct error *err);
+void boot_close(struct boot *b);
+const char *boot_kind_name(enum boot_kind kind);
+/* Places everything into memory (again at each reset) and tells where to start. */
+int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err);

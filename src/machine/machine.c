@@ -1,0 +1,202 @@
+#include "machine/machine.h"
+
+#include "cpu/models.h"
+#include "machine/acpi.h"
+#include "machine/memmap.h"
+
+#include <stdlib.h>
+
+#define TSC_HZ 2600000000ull
+
+extern const unsigned char demo_image[];
+extern const size_t demo_image_size;
+
+static const struct engine *const engines[] = {&engine_interp};
+
+static int choose_engine(struct nestor *m, const char *name, struct error *err)
+{
+    m->engine = engines[0];
+    if (!name)
+        return 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        m->engine = engines[i];
+        if (!strcmp(m->engine->name, name))
+            return 0;
+    }
+    return error_set(err, "--engine %s: unknown, expected interp", name);
+}
+
+/* Code that was written is stale in every processor. */
+static void code_written(void *opaque, pa_t pa, size_t len)
+{
+    struct nestor *m = opaque;
+    for (unsigned i = 0; i < m->ncpus; i++)
+        m->engine->code_written(m->cpu[i], pa, len);
+}
+
+/* A page became tracked: nobody may write it without being noticed any more. */
+static void page_protected(void *opaque, pa_t page)
+{
+    struct nestor *m = opaque;
+    for (unsigned i = 0; i < m->ncpus; i++)
+        mmu_protect_page(m->cpu[i], page);
+}
+
+static int add_memory(struct nestor *m, struct error *err)
+{
+    u64 low = memmap_low_ram(m->ram);
+    m->pm = physmap_new();
+    if (physmap_add_ram(m->pm, 0, low, "RAM below 4 GiB", err))
+        return -1;
+    if (m->ram > low && physmap_add_ram(m->pm, MAP_HIGH_RAM, m->ram - low, "RAM above 4 GiB", err))
+        return -1;
+    physmap_subscribe(m->pm, PAGE_CODE, code_written, m);
+    physmap_on_protect(m->pm, page_protected, m);
+    return 0;
+}
+
+static int add_cpus(struct nestor *m, struct error *err)
+{
+    const struct cpu_model *model;
+    struct cpu_options options = {0};
+    u8 features[FEAT_COUNT];
+    if (cpu_model_parse(m->config.cpu ? m->config.cpu : "", &model, features, &options, err))
+        return -1;
+    unsigned count = m->config.smp ? m->config.smp : 1;
+    if (count > MACHINE_MAX_CPUS)
+        return error_set(err, "--smp %u: at most %u processors", count, MACHINE_MAX_CPUS);
+    for (unsigned i = 0; i < count; i++) {
+        struct cpu_config c = {
+            .model = model, .features = features, .index = i, .nr_cpus = count, .maxphyaddr = options.maxphyaddr,
+            .tsc_hz = TSC_HZ, .pm = m->pm, .pio = m->pio, .clock = &m->clock, .machine = m,
+        };
+        m->cpu[i] = vcpu_new(&c, err);
+        if (!m->cpu[i])
+            return -1;
+        m->ncpus++;
+        if (m->engine->attach(m->cpu[i]))
+            return error_set(err, "out of memory for the engine");
+    }
+    return 0;
+}
+
+/* The state a boot loader leaves: 32-bit protected mode, flat segments, paging and interrupts off. */
+static void enter_image(struct vcpu *v, const struct boot_entry *e)
+{
+    for (unsigned s = SEG_ES; s <= SEG_GS; s++) {
+        bool code = s == SEG_CS;
+        v->seg[s] = (struct segment){.sel = code ? 0x10 : 0x18, .limit = 0xffffffff, .ar = code ? 0xc09b : 0xc093};
+    }
+    v->gdtr = (struct desc_table){.base = e->gdt, .limit = e->gdt_limit};
+    v->cr0 = CR0_PE | CR0_ET;
+    cpu_put_rflags(v, FL_FIXED);
+    cpu_mode_changed(v);
+    v->gpr[RAX] = e->eax;
+    v->gpr[RBX] = e->ebx;
+    v->gpr[RSI] = e->esi;
+    v->rip = e->eip;
+}
+
+int machine_reset(struct nestor *m, struct error *err)
+{
+    struct boot_entry entry;
+    m->want_reset = false;
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        cpu_reset(m->cpu[i]);
+        cpu_firmware_defaults(m->cpu[i]);
+    }
+    machine_reset_devices(m);
+    /* Application processors wait for SIPI, as after a firmware's start-up. */
+    for (unsigned i = 1; i < m->ncpus; i++)
+        m->cpu[i]->activity = ACTIVITY_WAIT_SIPI;
+    if (acpi_write_tables(m->pm, m->ncpus, err) || boot_load(&m->boot, m->pm, &entry, err))
+        return -1;
+    enter_image(m->cpu[0], &entry);
+    return 0;
+}
+
+static int build(struct nestor *m, struct error *err)
+{
+    const struct nestor_config *c = &m->config;
+    m->ram = c->memory ? c->memory : 2ull << 30;
+    if (m->ram < 1 << 20)
+        return error_set(err, "--memory: %llu bytes, expected at least 1 MiB", (unsigned long long)m->ram);
+    if (choose_engine(m, c->engine, err))
+        return -1;
+    if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
+                : boot_open(&m->boot, c->kernel, c->initrd, c->append, m->ram, err))
+        return -1;
+    clock_init(&m->clock, c->clock == NESTOR_CLOCK_ICOUNT ? CLOCK_ICOUNT : CLOCK_HOST);
+    m->pio = pio_bus_new();
+    if (add_memory(m, err))
+        return -1;
+    m->board = (struct board){.clock = &m->clock, .pio = m->pio, .pm = m->pm, .dma = {.pm = m->pm}, .tsc_hz = TSC_HZ};
+    if (add_cpus(m, err) || machine_add_devices(m, err))
+        return -1;
+    return machine_reset(m, err);
+}
+
+struct nestor *nestor_new(const struct nestor_config *config, struct nestor_error *nerr)
+{
+    struct error err = {""};
+    struct nestor *m = NULL;
+    if (config->api_version != NESTOR_API_VERSION)
+        error_set(&err, "API version %u, this library has %u", config->api_version, NESTOR_API_VERSION);
+    else if (!config->kernel && !config->demo)
+        error_set(&err, "nothing to boot: expected a kernel image");
+    else
+        m = calloc(1, sizeof(*m));
+    if (m) {
+        m->config = *config;
+        if (!build(m, &err))
+            return m;
+        nestor_free(m);
+    }
+    if (nerr)
+        snprintf(nerr->text, sizeof(nerr->text), "%s", err.text);
+    return NULL;
+}
+
+void nestor_free(struct nestor *m)
+{
+    if (!m)
+        return;
+    machine_free_devices(m);
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        m->engine->detach(m->cpu[i]);
+        vcpu_free(m->cpu[i]);
+    }
+    if (m->pio)
+        pio_bus_free(m->pio);
+    if (m->pm)
+        physmap_free(m->pm);
+    boot_close(&m->boot);
+    free(m);
+}
+
+struct nestor_result nestor_run(struct nestor *m, double timeout) { return machine_run(m, timeout); }
+
+void nestor_stop(struct nestor *m)
+{
+    atomic_store_explicit(&m->want_stop, true, memory_order_relaxed);
+    for (unsigned i = 0; i < m->ncpus; i++)
+        vcpu_request(m->cpu[i], REQ_EXIT);
+}
+
+int nestor_trace(const char *events, struct nestor_error *nerr)
+{
+    struct error err;
+    int r = log_enable(events, &err);
+    if (r && nerr)
+        snprintf(nerr->text, sizeof(nerr->text), "%s", err.text);
+    return r;
+}
+
+int nestor_log(const char *path, struct nestor_error *nerr)
+{
+    struct error err;
+    int r = log_open(path, &err);
+    if (r && nerr)
+        snprintf(nerr->text, sizeof(nerr->text), "%s", err.text);
+    return r;
+}

@@ -1,0 +1,54 @@
+/*
+ * A PC put together: processors, memory, devices, image, run loop. Owns everything it makes; two
+ * machines in one process share nothing.
+ */
+#pragma once
+#include "base/clock.h"
+#include "base/log.h"
+#include "cpu/cpu.h"
+#include "cpu/engine.h"
+#include "devices/bus.h"
+#include "machine/boot.h"
+#include "nestor/nestor.h"
+
+#define MACHINE_MAX_CPUS 64
+
+struct nestor {
+    struct board board; /* first: devices hand it back */
+    struct clock clock;
+    struct physmap *pm;
+    struct pio_bus *pio;
+    struct machine_devices *devices;
+    struct vcpu *cpu[MACHINE_MAX_CPUS];
+    unsigned ncpus;
+    const struct engine *engine;
+    struct boot boot;
+    struct nestor_config config;
+    u64 ram;
+
+    /* requests of devices and of nestor_stop(), acted on between slices */
+    _Atomic bool want_stop;
+    bool want_reset, want_power_off, want_exit, triple_fault;
+    int exit_status;
+
+    u8 tx[256]; /* serial output not yet handed to the host */
+    size_t ntx;
+    u8 rx;        /* a byte of input the serial port had no room for */
+    bool have_rx;
+    u64 started_ns, ran_ns, idle_ns; /* host time */
+    u64 slices;
+};
+
+/* machine.c */
+int machine_reset(struct nestor *m, struct error *err);
+/* devices.c: makes the devices and wires them; reset puts them into their power-on state and does the
+ * resource assignment of a firmware. */
+int machine_add_devices(struct nestor *m, struct error *err);
+void machine_reset_devices(struct nestor *m);
+void machine_free_devices(struct nestor *m);
+/* Passes waiting input to the serial port. */
+void machine_serial_input(struct nestor *m);
+void machine_serial_flush(struct nestor *m);
+/* run.c */
+struct nestor_result machine_run(struct nestor *m, double timeout);
+u64 host_time_ns(void);

@@ -1,0 +1,82 @@
+/* --stats: what ran, and why hypervisors were left; and the registers for a report. */
+#include "cpu/interp.h"
+#include "machine/machine.h"
+#include "vmx/vmx.h"
+
+#include <inttypes.h>
+
+static void print_vmx(const struct vcpu *v, FILE *out)
+{
+    if (!v->vmx)
+        return;
+    const struct vmx_stats *s = vmx_stats(v);
+    u64 total = 0;
+    for (unsigned i = 0; i < VMX_EXIT_REASONS; i++)
+        total += s->exits[i];
+    if (!s->entries && !s->entry_failures && !s->vmfails)
+        return;
+    fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
+            s->entries, s->entry_failures, s->vmfails, total);
+    /* Largest first; the table is short, so is the sort. */
+    bool done[VMX_EXIT_REASONS] = {false};
+    for (;;) {
+        unsigned best = VMX_EXIT_REASONS;
+        for (unsigned i = 0; i < VMX_EXIT_REASONS; i++) {
+            if (!done[i] && s->exits[i] && (best == VMX_EXIT_REASONS || s->exits[i] > s->exits[best]))
+                best = i;
+        }
+        if (best == VMX_EXIT_REASONS)
+            break;
+        done[best] = true;
+        fprintf(out, "    %-34s %12" PRIu64 "  %5.1f %%\n", vmx_exits[best].name ? vmx_exits[best].name : "?", s->exits[best],
+                100.0 * (double)s->exits[best] / (double)total);
+    }
+}
+
+static void print_cpu(const struct vcpu *v, FILE *out)
+{
+    struct interp_stats is;
+    const struct mmu_stats *ms = mmu_stats(v);
+    interp_stats(v, &is);
+    fprintf(out, "processor %u: %" PRIu64 " instructions; %" PRIu64 " blocks decoded, %" PRIu64 " looked up, %" PRIu64
+            " lost to %" PRIu64 " writes into code\n", v->index, v->icount, is.blocks, is.lookups, is.smc_blocks, is.smc_writes);
+    fprintf(out, "  page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); address spaces made %" PRIu64
+            ", switched %" PRIu64 "; flushes %" PRIu64 "\n", ms->walks, ms->walk_faults, ms->walk_steps, ms->spaces_made,
+            ms->space_switches, ms->flushes);
+    print_vmx(v, out);
+}
+
+void nestor_print_stats(struct nestor *m, FILE *out)
+{
+    u64 insns = 0;
+    for (unsigned i = 0; i < m->ncpus; i++)
+        insns += m->cpu[i]->icount;
+    double ran = (double)m->ran_ns / 1e9, idle = (double)m->idle_ns / 1e9, busy = ran - idle;
+    fprintf(out, "\nran %.2f s, of which %.2f s idle; %" PRIu64 " instructions, %.1f million a second (engine %s)\n", ran, idle,
+            insns, busy > 0 ? (double)insns / busy / 1e6 : 0.0, m->engine->name);
+    for (unsigned i = 0; i < m->ncpus; i++)
+        print_cpu(m->cpu[i], out);
+}
+
+void nestor_print_registers(struct nestor *m, FILE *out)
+{
+    static const char *const gpr[16] = {"RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+                                        "R8",  "R9",  "R10", "R11", "R12", "R13", "R14", "R15"};
+    static const char *const seg[SEG_COUNT] = {"ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR"};
+    static const char *const mode[] = {"real", "virtual-8086", "protected 16", "protected 32",
+                                       "compatibility 16", "compatibility 32", "64-bit"};
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        const struct vcpu *v = m->cpu[i];
+        fprintf(out, "processor %u: %s mode, CPL %u%s, activity %u\n", i, mode[v->mode], v->cpl,
+                v->guest_mode ? ", guest mode" : "", v->activity);
+        for (unsigned r = 0; r < 16; r++)
+            fprintf(out, "  %-3s %016" PRIx64 "%s", gpr[r], v->gpr[r], r % 4 == 3 ? "\n" : "");
+        fprintf(out, "  RIP %016" PRIx64 "  RFLAGS %08" PRIx64 "  CR0 %08" PRIx64 "  CR2 %" PRIx64 "  CR3 %" PRIx64 "  CR4 %" PRIx64
+                "  EFER %" PRIx64 "\n", v->rip, cpu_rflags(v), v->cr0, v->cr2, v->cr3, v->cr4, v->efer);
+        for (unsigned s = 0; s < SEG_COUNT; s++)
+            fprintf(out, "  %-4s %04x base %016" PRIx64 " limit %08x ar %05x\n", seg[s], v->seg[s].sel, v->seg[s].base,
+                    v->seg[s].limit, v->seg[s].ar);
+        fprintf(out, "  GDTR %016" PRIx64 " %04x  IDTR %016" PRIx64 " %04x\n", v->gdtr.base, v->gdtr.limit, v->idtr.base,
+                v->idtr.limit);
+    }
+}

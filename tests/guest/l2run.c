@@ -1,0 +1,268 @@
+/*
+ * l2run KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and nothing else.
+ * It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as part of
+ * an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
+ *
+ * Interfaces: Linux Documentation/virt/kvm/api.rst; boot protocol: Documentation/arch/x86/boot.rst.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RAM_SIZE (256ul << 20)
+#define LOAD_AT 0x100000
+#define PARAMS_AT 0x10000
+#define CMDLINE_AT 0x20000
+#define GDT_AT 0x800
+
+static void die(const char *what)
+{
+    fprintf(stderr, "l2run: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static void *read_file(const char *path, size_t *size)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &st))
+        die(path);
+    uint8_t *data = malloc((size_t)st.st_size);
+    for (*size = 0; *size < (size_t)st.st_size;) {
+        ssize_t n = read(fd, data + *size, (size_t)st.st_size - *size);
+        if (n <= 0)
+            die(path);
+        *size += (size_t)n;
+    }
+    close(fd);
+    return data;
+}
+
+static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
+static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
+
+static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
+{
+    size_t ksize, isize;
+    uint8_t *k = read_file(kernel, &ksize), *i = read_file(initrd, &isize), *zp = ram + PARAMS_AT;
+    if (ksize < 0x1000 || memcmp(k + 0x202, "HdrS", 4)) {
+        fprintf(stderr, "l2run: %s: not a bzImage\n", kernel);
+        exit(1);
+    }
+    size_t setup = ((k[0x1f1] ? k[0x1f1] : 4) + 1) * 512u;
+    size_t at = (RAM_SIZE - isize) & ~4095ul;
+    memcpy(ram + LOAD_AT, k + setup, ksize - setup);
+    memcpy(ram + at, i, isize);
+    strcpy((char *)ram + CMDLINE_AT, cmdline);
+    memcpy(zp + 0x1f1, k + 0x1f1, 0x202 + k[0x201] - 0x1f1);
+    zp[0x210] = 0xff;                 /* type_of_loader */
+    put32(zp + 0x218, (uint32_t)at);  /* ramdisk_image */
+    put32(zp + 0x21c, (uint32_t)isize);
+    put32(zp + 0x228, CMDLINE_AT);
+    zp[0x1e8] = 2; /* e820 entries */
+    put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
+    put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
+    put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
+    put64(ram + GDT_AT + 0x18, 0x00cf93000000ffff);
+    free(k);
+    free(i);
+}
+
+/* The 16550 as far as Linux's driver uses it to transmit. */
+struct uart {
+    uint8_t ier, lcr, mcr, scr, dll, dlm;
+    int thre_pending;
+};
+
+static void uart_irq(int vm, struct uart *u)
+{
+    struct kvm_irq_level irq = {.irq = 4, .level = u->thre_pending && (u->ier & 2)};
+    ioctl(vm, KVM_IRQ_LINE, &irq);
+}
+
+static void uart_write(int vm, struct uart *u, unsigned reg, uint8_t v)
+{
+    if (u->lcr & 0x80 && reg < 2) {
+        *(reg ? &u->dlm : &u->dll) = v;
+        return;
+    }
+    switch (reg) {
+    case 0:
+        if (write(1, &v, 1) != 1)
+            exit(1);
+        u->thre_pending = 1;
+        break;
+    case 1:
+        if (v & ~u->ier & 2)
+            u->thre_pending = 1;
+        u->ier = v & 15;
+        break;
+    case 3: u->lcr = v; break;
+    case 4: u->mcr = v; break;
+    case 7: u->scr = v; break;
+    }
+    uart_irq(vm, u);
+}
+
+static uint8_t uart_read(int vm, struct uart *u, unsigned reg)
+{
+    uint8_t v = 0;
+    if (u->lcr & 0x80 && reg < 2)
+        return reg ? u->dlm : u->dll;
+    switch (reg) {
+    case 1: v = u->ier; break;
+    case 2:
+        v = 0xc1;
+        if (u->thre_pending && u->ier & 2) {
+            v = 0xc2;
+            u->thre_pending = 0;
+        }
+        break;
+    case 3: v = u->lcr; break;
+    case 4: v = u->mcr; break;
+    case 5: v = 0x60; break; /* the transmitter is always empty */
+    case 6: v = u->mcr & 0x10 ? (uint8_t)((u->mcr & 3) << 4 | (u->mcr & 12) << 4) : 0xb0; break;
+    case 7: v = u->scr; break;
+    }
+    uart_irq(vm, u);
+    return v;
+}
+
+static void set_cpuid(int kvm, int cpu)
+{
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 entries[256];
+    } c;
+    memset(&c, 0, sizeof(c));
+    c.head.nent = 256;
+    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c))
+        die("KVM_GET_SUPPORTED_CPUID");
+    for (unsigned i = 0; i < c.head.nent; i++) {
+        if (c.entries[i].function == 1)
+            c.entries[i].ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
+    }
+    if (ioctl(cpu, KVM_SET_CPUID2, &c))
+        die("KVM_SET_CPUID2");
+}
+
+static void set_registers(int cpu)
+{
+    struct kvm_sregs s;
+    struct kvm_regs r;
+    if (ioctl(cpu, KVM_GET_SREGS, &s))
+        die("KVM_GET_SREGS");
+    struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x18, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+    s.cs = s.ds = s.es = s.fs = s.gs = s.ss = data;
+    s.cs.selector = 0x10;
+    s.cs.type = 11;
+    s.cr0 |= 1;
+    s.gdt.base = GDT_AT;
+    s.gdt.limit = 31;
+    if (ioctl(cpu, KVM_SET_SREGS, &s))
+        die("KVM_SET_SREGS");
+    memset(&r, 0, sizeof(r));
+    r.rip = LOAD_AT;
+    r.rsi = PARAMS_AT;
+    r.rflags = 2;
+    if (ioctl(cpu, KVM_SET_REGS, &r))
+        die("KVM_SET_REGS");
+}
+
+static void handle_io(int vm, struct uart *u, struct kvm_run *run)
+{
+    uint8_t *data = (uint8_t *)run + run->io.data_offset;
+    for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size) {
+        unsigned port = run->io.port;
+        if (port >= 0x3f8 && port < 0x400 && run->io.size == 1) {
+            if (run->io.direction == KVM_EXIT_IO_OUT)
+                uart_write(vm, u, port - 0x3f8, *data);
+            else
+                *data = uart_read(vm, u, port - 0x3f8);
+        } else if (run->io.direction == KVM_EXIT_IO_IN) {
+            memset(data, 0xff, run->io.size);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 3) {
+        fputs("usage: l2run KERNEL INITRD [CMDLINE]\n", stderr);
+        return 2;
+    }
+    struct timespec t0, t1;
+    unsigned long exits = 0, io = 0, mmio = 0;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    int kvm = open("/dev/kvm", O_RDWR);
+    if (kvm < 0)
+        die("/dev/kvm");
+    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    if (vm < 0)
+        die("KVM_CREATE_VM");
+    uint64_t identity_map = 0xfffbc000;
+    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
+        ioctl(vm, KVM_CREATE_IRQCHIP, 0) || ioctl(vm, KVM_CREATE_PIT2, &pit))
+        die("setting the virtual machine up");
+    uint8_t *ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ram == MAP_FAILED)
+        die("guest memory");
+    load_linux(ram, argv[1], argv[2], argc > 3 ? argv[3] : "console=ttyS0 reboot=t panic=-1");
+    struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE, .userspace_addr = (uintptr_t)ram};
+    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region))
+        die("KVM_SET_USER_MEMORY_REGION");
+    int cpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+    if (cpu < 0)
+        die("KVM_CREATE_VCPU");
+    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);
+    if (size < 0 || run == MAP_FAILED)
+        die("KVM_GET_VCPU_MMAP_SIZE");
+    set_cpuid(kvm, cpu);
+    set_registers(cpu);
+    struct uart uart = {0};
+    int status = -1;
+    while (status < 0) {
+        if (ioctl(cpu, KVM_RUN, 0) && errno != EINTR && errno != EAGAIN)
+            die("KVM_RUN");
+        exits++;
+        switch (run->exit_reason) {
+        case KVM_EXIT_IO:
+            io++;
+            handle_io(vm, &uart, run);
+            break;
+        case KVM_EXIT_MMIO:
+            mmio++;
+            if (!run->mmio.is_write)
+                memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+            break;
+        case KVM_EXIT_INTR:
+            break;
+        case KVM_EXIT_SHUTDOWN:
+            status = 0;
+            break;
+        case KVM_EXIT_FAIL_ENTRY:
+            fprintf(stderr, "l2run: VM entry failed, hardware reason %#llx\n",
+                    (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+            status = 1;
+            break;
+        default:
+            fprintf(stderr, "l2run: exit reason %u, suberror %u\n", run->exit_reason, run->internal.suberror);
+            status = 1;
+        }
+    }
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
+    printf("l2run: L2 ran %.2f s of L1's time; %lu exits to user space (%lu port, %lu memory)\n", s, exits, io, mmio);
+    return status;
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Boots Linux as L1 under nestor, lets its KVM boot a Linux L2, and reports what ran when.
+
+    nested-boot.py NESTOR GUEST-FOLDER [--kvm-args "ept=0"] [--kvm intel|amd] [--l2-args ...] [--timeout S]
+                   [--quiet] [-- NESTOR-OPTION...]
+
+Exit status 0 when L2 reached its shell and L1 switched the machine off, 1 otherwise.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+MARKS = [
+    ("NESTOR-L1-USER-SPACE", "L1 reached user space"),
+    ("NESTOR-L2-START", "L1 started its guest"),
+    ("NESTOR-L2-USER-SPACE", "L2 reached user space"),
+    ("NESTOR-L2-SHELL", "L2's shell ran"),
+    ("NESTOR-L2-END", "L2 ended"),
+]
+
+
+def main():
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    p = argparse.ArgumentParser()
+    p.add_argument("nestor")
+    p.add_argument("guest")
+    p.add_argument("--kvm", default="intel")
+    p.add_argument("--kvm-args", default="")
+    p.add_argument("--l2-args", default="")
+    p.add_argument("--timeout", default="600")
+    p.add_argument("--quiet", action="store_true", help="only markers and the report, no console")
+    o = p.parse_args(sys.argv[1:split])
+
+    append = f"console=ttyS0 panic=-1 no_timer_check KVM={o.kvm}"
+    if o.quiet:
+        append += " quiet"
+    if o.kvm_args:
+        append += " KVM_ARGS=" + o.kvm_args.replace(" ", ",")
+    l2_args = ("quiet," if o.quiet else "") + o.l2_args.replace(" ", ",")
+    if l2_args:
+        append += " L2_ARGS=" + l2_args.strip(",")
+    command = [o.nestor, "run", "--kernel", os.path.join(o.guest, "vmlinuz"), "--initrd", os.path.join(o.guest, "initrd"),
+               "--append", append, "--memory", "1G", "--cpu", o.kvm, "--no-reboot", "--stats", "--timeout", o.timeout]
+    command += sys.argv[split + 1:]
+    print("nested-boot: starting L1 (Debian's kernel) on an emulated", "Intel" if o.kvm == "intel" else "AMD",
+          "CPU; its first line comes in a moment", flush=True)
+    began = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    times, failed, tail = {}, [], []
+    first = None
+    for raw in child.stdout:
+        now = time.monotonic() - began
+        first = first or now
+        line = raw.decode(errors="replace").rstrip("\r\n")
+        tail = (tail + [line])[-40:]
+        shown = False
+        for mark, _ in MARKS:
+            if mark in line and mark not in times:
+                times[mark] = now
+                shown = True
+        if "NESTOR-FAILED" in line:
+            failed.append(line)
+        if not o.quiet or shown or failed or line.startswith(("nestor", "l2run")) or "NESTOR-L2-END" in times:
+            print(line, flush=True)
+    status = child.wait()
+    total = time.monotonic() - began
+
+    missing = [mark for mark, _ in MARKS if mark not in times]
+    good = status == 0 and not missing and not failed
+    if not good and o.quiet:
+        print("\n".join(tail))
+    print("\n== what ran")
+    print(f"  L0  nestor, {total:.1f} s from start to end, exit status {status}")
+    if first is not None:
+        print(f"  L1  first line after {first:.1f} s")
+    previous = 0.0
+    for mark, text in MARKS:
+        if mark in times:
+            level = "L2" if text.startswith("L2") else "L1"
+            print(f"  {level}  {text}: {times[mark]:.1f} s after the start (+{times[mark] - previous:.1f} s)")
+            previous = times[mark]
+        else:
+            print(f"  --  never: {text}")
+    for line in failed:
+        print("  failed:", line)
+    return 0 if good else 1
+
+
+sys.exit(main())
