@@ -437,6 +437,8 @@ void cpu_rearm(struct vcpu *v)
         bits |= ATT_IRQ_WINDOW;
     if (v->activity != ACTIVITY_ACTIVE || v->nmi_pending)
         bits |= ATT_IRQ_WINDOW;
+    if (v->guest_mode && (v->rflags & FL_IF))
+        bits |= ATT_VIRT; /* windows and virtual interrupts wait for IF without watching */
     if (bits)
         cpu_attention(v, bits);
 }

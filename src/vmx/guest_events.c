@@ -175,10 +175,10 @@ void vmx_hook_boundary(struct vcpu *v)
 
     bool awake = v->activity == ACTIVITY_ACTIVE || v->activity == ACTIVITY_HLT || v->activity == ACTIVITY_MWAIT;
     bool window = pri_ctl(x, PRI_INTERRUPT_WINDOW_EXITING), virtual_interrupt = vapic_interrupt_pending(v);
-    if ((window || virtual_interrupt) && awake) {
+    if ((window || virtual_interrupt) && awake && v->rflags & FL_IF) { /* IF becoming 1 sets ATT_VIRT (cpu_rearm) */
         watch = true;
         /* An NMI that can be taken goes first. */
-        if (v->rflags & FL_IF && !v->shadow && !nmi_waits(v)) {
+        if (!v->shadow && !nmi_waits(v)) {
             if (window)
                 event_exit(v, EXIT_REASON_INTERRUPT_WINDOW, 0);
             struct event ev = { .valid = true, .type = EV_EXTINT, .vector = (u8)vapic_take(v) };
