@@ -62,6 +62,8 @@ bool insn_wide(const struct insn *i)
     if (strstr(row->encoding, ".W1") || strstr(row->encoding, " W1"))
         return true;
     if (row->vex) {
+        if (row->map == 3 && (row->opcode == 0x60 || row->opcode == 0x61)) /* VPCMPESTRx: W sizes the implicit lengths */
+            return i->opsize == 8;
         for (unsigned n = 0; n < row->nopnd; n++) /* .WIG rows whose general-purpose operand W still sizes */
             if (row->opnd[n].size == OPSZ_Y)
                 return i->opsize == 8;
