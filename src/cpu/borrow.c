@@ -578,7 +578,12 @@ static bool narrowing_inexact(u64 bits, bool daz)
     return 63 - __builtin_clzll(fraction) - __builtin_ctzll(fraction) >= 24;
 }
 
-/* Some exception is unmasked (or MXCSR has bits the host lacks): run masked on copies, then decide. */
+/*
+ * Some exception is unmasked (or MXCSR has bits the host lacks): run masked on copies, then decide.
+ * One flag is not the hardware's to the letter: with an unmasked underflow or overflow of a
+ * multiplication, division or FMA, PE says whether the masked response is inexact, where a processor
+ * looks at the result with unbounded exponent. Narrowing conversions, where the two often differ, are exact.
+ */
 static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const struct operands *o)
 {
     struct saved { u8 b[64]; } saved[2];

@@ -122,8 +122,10 @@ static void gather(struct vcpu *v, const struct insn *i, unsigned data, unsigned
     u64 base = v->gpr[i->base] + (u64)i->disp;
 
     for (unsigned n = 0; n < count; n++) {
-        if (!(mask->b[n * data + data - 1] & 0x80))
+        if (!(mask->b[n * data + data - 1] & 0x80)) {
+            memset(&mask->b[n * data], 0, data);
             continue;
+        }
         u64 ea = base + ((u64)(index == 4 ? (s64)(s32)idx->d[n] : (s64)idx->q[n]) << i->scale);
         if (i->adsize == 4)
             ea = (u32)ea;

@@ -472,7 +472,7 @@ static const char *why_excluded(const struct insn_row *row)
         return "privileged";
     if (row->checks & (CHK_VMXON | CHK_SVME))
         return "hypervisor";
-    if (row->checks & CHK_NO64)
+    if ((row->checks & CHK_NO64) || strstr(row->encoding, " a16"))
         return "not in 64-bit mode";
     for (unsigned n = 0; n < row->nopnd; n++)
         switch (row->opnd[n].kind) {
@@ -695,10 +695,8 @@ static void set_the_stage(struct testcase *t)
     }
     /* XRSTOR and FXRSTOR: mostly acceptable images; PKRU and supervisor state stay out of it. */
     if (starts(row, "X") && (starts(row, "XSAVE") || starts(row, "XRSTOR"))) {
-        if (i->base != RAX && i->index != RAX)
-            g[RAX] &= 7;
-        if (i->base != RDX && i->index != RDX)
-            g[RDX] = 0;
+        g[RAX] &= ~(u64)XCR0_PKRU;
+        g[RDX] = rnd_below(2);
     }
     if ((starts(row, "XRSTOR") || starts(row, "FXRSTOR")) && t->target >= DATA_VA && t->target + 1024 <= DATA_VA + DATA_SIZE) {
         u8 *x = (u8 *)t->target;
@@ -719,6 +717,9 @@ static void set_the_stage(struct testcase *t)
             }
         }
     }
+    /* CVTPI2PS and CVTPI2PD from memory: processors differ in whether a pending #MF comes first. */
+    if (starts(row, "CVTPI2P") && mem)
+        t->in.x87.fsw &= (u16)~0x80bf;
     if (starts(row, "LDMXCSR") || starts(row, "VLDMXCSR"))
         if (t->target >= DATA_VA && t->target + 4 <= DATA_VA + DATA_SIZE && chance(80))
             store32((void *)t->target, (u32)rnd() & 0xffff);
@@ -754,6 +755,10 @@ static bool make_case(struct testcase *t, unsigned row_index, u64 seed, u64 n)
             t->target ^= BIT64(47 + rnd_below(16)); /* not canonical, or nowhere */
         if (starts(row, "SHA")) /* AMD's SHA instructions take any alignment, the manual's row does not */
             t->target &= ~15ull;
+        /* EDX:EAX choose the components, and must not choose PKRU, which is the host's own. */
+        if ((starts(row, "XSAVE") || starts(row, "XRSTOR")) &&
+            (t->insn.base == RAX || t->insn.index == RAX || t->insn.base == RDX || t->insn.index == RDX))
+            continue;
         struct insn before = t->insn;
         if (t->insn.flags & INSN_MEM) {
             if (!aim(t, t->target) || !decode(t) || t->insn.row != row_index || t->insn.len != before.len)
@@ -810,15 +815,27 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
     bool either = (row->checks & CHK_ALIGN16) && nat->vector == VEC_GP && got->vector == VEC_SS;
     /* A branch that went to a place without code: the fault is the next instruction's. */
     bool landed = t->branch && nat->vector >= 0 && got->vector < 0 && nat->rip == got->rip;
+    either |= big && nat->vector >= 0 && got->vector >= 0;
+    /* PE with an unmasked underflow or overflow: see run_unmasked() in borrow.c. */
+    u32 mxcsr_ignored = 0;
+    if (nat->vector == VEC_XM && nat->mxcsr & ~(nat->mxcsr >> 7) & 0x18)
+        mxcsr_ignored = 0x20;
+    if (nat->vector == VEC_XM && row->map == 3 && (row->opcode == 0x40 || row->opcode == 0x41))
+        mxcsr_ignored = 0x3f; /* DPPS, DPPD: each of the steps stops with its own exceptions */
+    /* Addresses in the upper half are the host kernel's: whether something is mapped there is its secret. */
+    u32 error_ignored = nat->cr2 >> 63;
+    bool order = starts(row, "CMPS"); /* two reads in the processor's own order */
     report[0] = 0;
+    if (big && nat->vector == VEC_PF && got->vector < 0 && starts(row, "XSAVE"))
+        return true; /* the host touches parts of the area that nothing is stored to */
     if (either || landed)
         ;
     else if (nat->vector != got->vector)
         note("  exception: native %d, nestor %d\n", nat->vector, got->vector);
     else if (nat->vector >= 0) {
-        if (!big && (nat->vector == VEC_PF || nat->vector == VEC_GP) && nat->error != got->error)
+        if (!big && !order && (nat->vector == VEC_PF || nat->vector == VEC_GP) && (nat->error ^ got->error) & ~error_ignored)
             note("  error code: native %x, nestor %x\n", nat->error, got->error);
-        if (!big && nat->vector == VEC_PF && nat->cr2 != got->cr2)
+        if (!big && !order && nat->vector == VEC_PF && nat->cr2 != got->cr2)
             note("  cr2: native %llx, nestor %llx\n", (long long)nat->cr2, (long long)got->cr2);
     }
     for (unsigned n = 0; n < 16; n++)
@@ -840,7 +857,7 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
                 note(" %016llx", (long long)got->vec[n].q[k]);
             note("%s\n", all_above_zero(&got->vec[n]) ? "" : " (above 256 bits: not zero)");
         }
-    if (nat->mxcsr != got->mxcsr)
+    if ((nat->mxcsr ^ got->mxcsr) & ~mxcsr_ignored)
         note("  mxcsr: native %x, nestor %x (before %x)\n", nat->mxcsr, got->mxcsr, t->in.mxcsr);
     if (nat->x87.fcw != got->x87.fcw || nat->x87.fsw != got->x87.fsw || nat->x87.ftw != got->x87.ftw)
         note("  x87 fcw fsw ftw: native %04x %04x %02x, nestor %04x %04x %02x (before %04x %04x %02x)\n", nat->x87.fcw, nat->x87.fsw,
