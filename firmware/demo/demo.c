@@ -101,7 +101,7 @@ void demo_main(unsigned level)
         print_counts(level, counts[level].reflected, " passed on exits of its guest's guest:", ext);
     }
     if (level == 1) {
-        outw(0x604, 0 << 10 | 1 << 13); /* ACPI PM1a_CNT: SLP_TYP of S5, SLP_EN: power off */
+        outw(0x604, 5 << 10 | 1 << 13); /* ACPI PM1a_CNT: SLP_TYP of S5, SLP_EN: power off */
         for (;;)
             __asm__ volatile("cli; hlt");
     }

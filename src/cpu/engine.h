@@ -17,6 +17,9 @@ struct engine {
     enum run_result (*run)(struct vcpu *v);
     /* Physical memory pa..pa+len-1 was written although it holds decoded code. */
     void (*code_written)(struct vcpu *v, pa_t pa, size_t len);
+    /* Whether code decoded from the page of @pa is kept. When no vCPU's engine says so after a write,
+     * PAGE_CODE may be cleared, and writes to the page are fast again. */
+    bool (*holds_code)(struct vcpu *v, pa_t pa);
 };
 
 extern const struct engine engine_interp;

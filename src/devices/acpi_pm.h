@@ -9,18 +9,26 @@
 #define ACPI_PM1_EVT     (ACPI_PM_BASE + 0x00) /* 4 bytes: status, enable */
 #define ACPI_PM1_CNT     (ACPI_PM_BASE + 0x04) /* 2 bytes */
 #define ACPI_PM_TMR      (ACPI_PM_BASE + 0x08) /* 4 bytes */
-#define ACPI_GPE0        (ACPI_PM_BASE + 0x20) /* 8 status and 8 enable bytes */
-#define ACPI_GPE0_LEN    16
+#define ACPI_GPE0        (ACPI_PM_BASE + 0x20) /* 2 status and 2 enable bytes */
+#define ACPI_GPE0_LEN    4
 #define ACPI_SMI_CMD     0xb2
-#define ACPI_ENABLE      0x02
-#define ACPI_DISABLE     0x03
+#define ACPI_ENABLE      0xf1
+#define ACPI_DISABLE     0xf0
 #define ACPI_SCI_GSI     9
 #define ACPI_PM_TMR_HZ   3579545u
 /* SLP_TYP values for \_S5, \_S3. */
-#define ACPI_SLP_TYP_S5 0
+#define ACPI_SLP_TYP_S5 5
 #define ACPI_SLP_TYP_S3 1
 
-enum acpi_pm1_event { PM1_TMR = 0, PM1_BM = 4, PM1_GBL = 5, PM1_PWRBTN = 8, PM1_SLPBTN = 9, PM1_RTC = 10, PM1_WAK = 15 };
+enum acpi_pm1_event {
+    PM1_TMR = 0,
+    PM1_BM = 4,
+    PM1_GBL = 5,
+    PM1_PWRBTN = 8,
+    PM1_SLPBTN = 9,
+    PM1_RTC = 10,
+    PM1_WAK = 15
+};
 
 struct acpi_pm;
 
@@ -32,7 +40,7 @@ void acpi_pm_free(struct acpi_pm *pm);
 void acpi_pm_on_s3(struct acpi_pm *pm, void (*suspend)(void *opaque), void *opaque);
 /* Sets a PM1 status bit (power button, RTC alarm, wake) and raises the SCI where it is enabled. */
 void acpi_pm_event(struct acpi_pm *pm, enum acpi_pm1_event event);
-/* Sets a general-purpose event, 0..63. */
+/* Sets a general-purpose event, 0..15. */
 void acpi_pm_gpe(struct acpi_pm *pm, unsigned n);
 /* Loaders that skip the firmware hand over with SCI_EN already set. */
 void acpi_pm_set_acpi_mode(struct acpi_pm *pm, bool on);

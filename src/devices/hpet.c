@@ -214,7 +214,7 @@ static void write64(struct hpet *h, u64 reg, u64 v, u64 touched)
 
 static u64 mmio_read(void *opaque, u64 offset, unsigned size)
 {
-    return read64(opaque, offset & ~7ull) >> 8 * (offset & 7);
+    return bits_get(read64(opaque, offset & ~7ull) >> 8 * (offset & 7), 8 * size - 1, 0);
 }
 
 static void mmio_write(void *opaque, u64 offset, u64 value, unsigned size)

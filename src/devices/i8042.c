@@ -9,7 +9,14 @@
 #include <stdlib.h>
 
 enum { STS_OBF = BIT(0), STS_SYS = BIT(2), STS_CMD = BIT(3), STS_UNLOCKED = BIT(4), STS_AUX = BIT(5) };
-enum { CTR_KBD_INT = BIT(0), CTR_AUX_INT = BIT(1), CTR_SYS = BIT(2), CTR_KBD_OFF = BIT(4), CTR_AUX_OFF = BIT(5), CTR_XLATE = BIT(6) };
+enum {
+    CTR_KBD_INT = BIT(0),
+    CTR_AUX_INT = BIT(1),
+    CTR_SYS = BIT(2),
+    CTR_KBD_OFF = BIT(4),
+    CTR_AUX_OFF = BIT(5),
+    CTR_XLATE = BIT(6)
+};
 enum { OUT_RESET = BIT(0), OUT_A20 = BIT(1), OUT_KBD_OBF = BIT(4), OUT_AUX_OBF = BIT(5) };
 enum { ACK = 0xfa, RESEND = 0xfe };
 

@@ -119,7 +119,7 @@ static u64 mmio_read(void *opaque, u64 offset, unsigned size)
         v = io->regsel;
     else if ((offset & ~3ull) == IOWIN)
         v = window_read(io);
-    return (u64)v >> (8 * (offset & 3));
+    return bits_get((u64)v >> (8 * (offset & 3)), 8 * size - 1, 0);
 }
 
 static void mmio_write(void *opaque, u64 offset, u64 value, unsigned size)

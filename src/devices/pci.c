@@ -92,16 +92,33 @@ static void unmap(struct pci_dev *d, struct pci_bar *bar)
         physmap_remove_mmio(d->bus->board->pm, bar->mapped_at);
 }
 
+/* On a bus two devices at one address would both answer; here the one that came first does. */
+static bool memory_taken(const struct pci_bus *bus, u64 at, u64 size)
+{
+    for (unsigned i = 0; i < DEVICES; i++) {
+        for (unsigned n = 0; bus->dev[i] && n < PCI_BARS; n++) {
+            const struct pci_bar *o = &bus->dev[i]->bar[n];
+            if (o->mapped && o->kind != PCI_BAR_IO && at < o->mapped_at + o->size && o->mapped_at < at + size)
+                return true;
+        }
+    }
+    const struct region *r = physmap_find(bus->board->pm, at);
+    return r && r->kind == REGION_MMIO;
+}
+
 static void map(struct pci_dev *d, unsigned n, u64 at)
 {
     struct pci_bar *bar = &d->bar[n];
     struct board *b = d->bus->board;
-    struct error err;
+    struct error err = {"the addresses belong to another device"};
+    if (bar->kind != PCI_BAR_IO && memory_taken(d->bus, at, bar->size)) {
+        log_at(device, "PCI %02x.%u BAR%u: %s", d->devfn >> 3, d->devfn & 7, n, err.text);
+        return;
+    }
     int rc = bar->kind == PCI_BAR_IO
                  ? pio_bus_add(b->pio, (u16)at, (u32)bar->size, bar->ops, bar->opaque, d->cfg.name, &err)
                  : physmap_add_mmio(b->pm, at, bar->size, bar->ops, bar->opaque, d->cfg.name, &err);
     if (rc) {
-        /* On a bus both would answer; here the one that came first does. */
         log_at(device, "PCI %02x.%u BAR%u: %s", d->devfn >> 3, d->devfn & 7, n, err.text);
         return;
     }
@@ -296,7 +313,8 @@ struct pci_dev *pci_add(struct pci_bus *bus, u8 devfn, const struct pci_dev_conf
     c[PCI_INTERRUPT_PIN] = config->interrupt_pin <= 4 ? config->interrupt_pin : 0;
     d->cfg.interrupt_pin = c[PCI_INTERRUPT_PIN];
     /* Parity and SERR# enables can be set and mean nothing: nothing here has parity. */
-    store16(d->writable + PCI_COMMAND, PCI_COMMAND_MASTER | BIT(6) | BIT(8) | (d->cfg.interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
+    store16(d->writable + PCI_COMMAND,
+            PCI_COMMAND_MASTER | BIT(6) | BIT(8) | (d->cfg.interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
     store16(d->clear_on_one + PCI_STATUS, 0xf900);
     d->writable[PCI_CACHE_LINE] = d->writable[PCI_INTERRUPT_LINE] = 0xff;
     d->writable[PCI_LATENCY] = 0xff;
@@ -342,7 +360,8 @@ void pci_bus_reset(struct pci_bus *bus)
     remap(bus);
 }
 
-void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg), void *arg)
+void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg),
+              void *arg)
 {
     for (unsigned i = 0; i < DEVICES; i++)
         if (bus->dev[i])

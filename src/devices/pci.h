@@ -75,4 +75,5 @@ bool pci_msi_enabled(const struct pci_dev *d);
 bool pci_msi_send(struct pci_dev *d, unsigned vector);
 
 /* For the debugger: each device on the bus. */
-void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg), void *arg);
+void pci_list(struct pci_bus *bus, void (*each)(u8 devfn, u16 vendor, u16 device, const char *name, void *arg),
+              void *arg);

@@ -74,7 +74,8 @@ static void flush_msix(struct pci_dev *d)
     if (!(control & MSIX_ENABLE) || (control & MSIX_FUNCTION_MASK))
         return;
     for (unsigned i = 0; i < d->msix_vectors; i++) {
-        if (!(d->msix_pending[i / 64] >> (i % 64) & 1) || (load32(d->msix_table + i * MSIX_ENTRY + 12) & MSIX_VECTOR_MASKED))
+        if (!(d->msix_pending[i / 64] >> (i % 64) & 1) ||
+            (load32(d->msix_table + i * MSIX_ENTRY + 12) & MSIX_VECTOR_MASKED))
             continue;
         d->msix_pending[i / 64] &= ~BIT64(i % 64);
         send_msix(d, i);

@@ -10,7 +10,15 @@
 enum { RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR };
 
 enum { IER_ERBFI = BIT(0), IER_ETBEI = BIT(1), IER_ELSI = BIT(2), IER_EDSSI = BIT(3) };
-enum { IIR_NONE = 0x1, IIR_MSI = 0x0, IIR_THRE = 0x2, IIR_RDA = 0x4, IIR_TIMEOUT = 0xc, IIR_RLS = 0x6, IIR_FIFO = 0xc0 };
+enum {
+    IIR_NONE = 0x1,
+    IIR_MSI = 0x0,
+    IIR_THRE = 0x2,
+    IIR_RDA = 0x4,
+    IIR_TIMEOUT = 0xc,
+    IIR_RLS = 0x6,
+    IIR_FIFO = 0xc0
+};
 enum { FCR_ENABLE = BIT(0), FCR_CLEAR_RX = BIT(1), FCR_CLEAR_TX = BIT(2) };
 enum { LCR_DLAB = BIT(7) };
 enum { MCR_DTR = BIT(0), MCR_RTS = BIT(1), MCR_OUT1 = BIT(2), MCR_OUT2 = BIT(3), MCR_LOOP = BIT(4) };

@@ -4,6 +4,7 @@
  */
 #pragma once
 #include "base/clock.h"
+#include "base/log.h"
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
 #include "devices/bus.h"

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""The nestor command: exit statuses, the one line of an error, help and lists, and the demo.
+
+    test_command.py NESTOR [TEST-NAME...]
+"""
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+NESTOR = None
+
+
+def run(*args, timeout=60):
+    return subprocess.run([NESTOR, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+
+
+def multiboot(code):
+    """A raw multiboot 1 image (address fields) at 1 MiB whose entry is @code, 32-bit."""
+    base, flags = 0x100000, 1 << 16
+    header = struct.pack("<8I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF, base, base, 0, 0, base + 32)
+    return header + code
+
+
+class Command(unittest.TestCase):
+    def image(self, code):
+        f = tempfile.NamedTemporaryFile(suffix=".flat", delete=False)
+        f.write(multiboot(code))
+        f.close()
+        self.addCleanup(os.unlink, f.name)
+        return f.name
+
+    def usage_error(self, words, *args):
+        r = run(*args)
+        self.assertEqual(r.returncode, 2, r.stderr)
+        self.assertEqual(len(r.stderr.strip().splitlines()), 1, r.stderr)
+        self.assertIn(words, r.stderr)
+
+    def test_usage_errors(self):
+        self.usage_error("unknown command 'frob'", "frob")
+        self.usage_error("nothing to boot", "run")
+        self.usage_error("unknown option '--frob'", "run", "--frob")
+        self.usage_error("a value is missing", "run", "--memory")
+        self.usage_error("a size from", "run", "--memory", "lots")
+        self.usage_error("a size from", "run", "--memory", "99999999999G")
+        self.usage_error("1 to 64", "run", "--smp", "65")
+        self.usage_error("stdio, none or file:PATH", "run", "--serial", "tcp")
+        self.usage_error("host or icount", "run", "--clock", "sundial")
+        self.usage_error("seconds", "run", "--timeout", "-1")
+        self.usage_error("unknown event 'frob'", "run", "--trace", "frob")
+        self.usage_error("cannot be opened", "run", "/nonexistent")
+        self.usage_error("not a bootable image", "run", __file__)
+        self.usage_error("/nonexistent/x: cannot be written", "run", "--serial", "file:/nonexistent/x", __file__)
+        image = self.image(b"\xf4")
+        self.usage_error("frob", "run", image, "--cpu", "frob")
+        self.usage_error("frob", "run", image, "--cpu", "intel,+frob")
+        self.usage_error("--engine frob", "run", image, "--engine", "frob")
+        self.usage_error("both IMAGE", "run", image, "--kernel", image)
+
+    def test_exit_port(self):
+        for value in (0, 1, 38, 63):
+            r = run("run", self.image(b"\xb8" + struct.pack("<I", value) + b"\xe7\xf4\xf4"), "--debug-exit")
+            self.assertEqual(r.returncode, (value << 1 | 1) & 0xFF, r.stderr)
+
+    def test_halted_for_ever(self):
+        r = run("run", self.image(b"\xfa\xf4"))
+        self.assertEqual(r.returncode, 6, r.stderr)
+
+    def test_triple_fault(self):
+        # IDT of limit 0, then UD2
+        r = run("run", self.image(b"\x0f\x01\x1d" + struct.pack("<I", 0x100040) + b"\x0f\x0b" + b"\0" * 64))
+        self.assertEqual(r.returncode, 4, r.stderr)
+        self.assertIn("triple fault", r.stderr)
+        self.assertIn("RIP", r.stderr)
+
+    def test_timeout(self):
+        r = run("run", self.image(b"\xeb\xfe"), "--timeout", "0.3")
+        self.assertEqual(r.returncode, 124, r.stderr)
+
+    def test_power_off(self):
+        # OUT 0x604, SLP_TYP 5 and SLP_EN
+        r = run("run", self.image(b"\xfa\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef\xf4"))
+        self.assertEqual(r.returncode, 0, r.stderr)
+
+    def test_serial(self):
+        code = b"\x66\xba\xf8\x03\xb0H\xee\xb0i\xee\xb0\n\xee\xb0\0\xe6\xf4\xf4"
+        r = run("run", self.image(code), "--debug-exit")
+        self.assertEqual((r.returncode, r.stdout), (1, "Hi\n"))
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "out")
+            r = run("run", self.image(code), "--debug-exit", "--serial", "file:" + path)
+            self.assertEqual((r.returncode, r.stdout, open(path).read()), (1, "", "Hi\n"))
+        r = run("run", self.image(code), "--debug-exit", "--serial", "none")
+        self.assertEqual((r.returncode, r.stdout), (1, ""))
+
+    def test_deterministic(self):
+        # RDTSC; its low byte to the exit port: equal under --clock icount, however often it runs
+        image = self.image(b"\xb9\x00\x00\x01\x00\xe2\xfe\x0f\x31\x25\x7f\x00\x00\x00\xe7\xf4\xf4")
+        statuses = {run("run", image, "--debug-exit", "--clock", "icount").returncode for _ in range(5)}
+        self.assertEqual(len(statuses), 1)
+
+    def test_help_and_lists(self):
+        for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["--version"]):
+            r = run(*args)
+            self.assertEqual((r.returncode, r.stderr), (0, ""))
+            self.assertIn("nestor", r.stdout)
+        for what, words in {"cpus": "intel", "instructions": "VMLAUNCH", "vmcs-fields": "GUEST_RIP",
+                            "vmentry-checks": "EXEC_VPID_NONZERO", "devices": "lapic", "events": "vmexit"}.items():
+            r = run("list", what)
+            self.assertEqual(r.returncode, 0)
+            self.assertIn(words, r.stdout)
+        self.usage_error("unknown list 'frob'", "list", "frob")
+
+    def test_manual_page_names_every_option(self):
+        page = open(os.path.join(os.path.dirname(__file__), "../../docs/nestor.1")).read().replace("\\-", "-")
+        for command in ("run", "demo"):
+            for option in re.findall(r"^  (--[a-z-]+)", run(command, "--help").stdout, re.M):
+                self.assertIn(option, page)
+
+
+class Demo(unittest.TestCase):
+    def test_demo(self):
+        r = run("demo", "--timeout", "100", timeout=120)
+        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+        for level in (1, 2, 3):
+            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
+        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
+        self.assertIn("VM exits", r.stderr)
+
+
+if __name__ == "__main__":
+    NESTOR = sys.argv.pop(1)
+    unittest.main()
