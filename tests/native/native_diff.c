@@ -891,6 +891,93 @@ static void print_bytes(FILE *f, const u8 *p, unsigned len)
         fprintf(f, "%02x", p[n]);
 }
 
+/*
+ * The encoder, for every row that may be re-emitted: other registers and another address in, and the
+ * decoder must read the same instruction with just those.
+ */
+static bool check_encoder(const struct insn *i)
+{
+    const struct insn_row *row = insn_row(i);
+    if (row->jit != JIT_COPY || (i->flags & INSN_VSIB))
+        return true;
+    bool byte_reg = false, byte_rm = false, vec_reg = false;
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        byte_reg |= o->kind == OPND_GPR_REG && o->size == 1;
+        byte_rm |= (o->kind == OPND_GPR_RM || o->kind == OPND_GPR_OP) && o->size == 1;
+        vec_reg |= o->kind == OPND_MMX_REG || o->kind == OPND_MMX_RM;
+    }
+    struct encode_regs r = { .reg = (u8)rnd_below(vec_reg ? 8 : 16), .rm = (u8)rnd_below(vec_reg ? 8 : 16), .vvvv = (u8)rnd_below(16),
+                             .is4 = (u8)rnd_below(16), .base = (u8)rnd_below(16), .index = REG_NONE };
+    if (chance(30)) {
+        r.index = (u8)rnd_below(16);
+        r.scale = (u8)rnd_below(4);
+        if (r.index == RSP)
+            r.index = REG_NONE;
+    }
+    if (chance(70))
+        r.disp = chance(50) ? (s8)rnd() : (s32)rnd();
+    if (chance(20)) { /* high byte registers, with nothing that needs REX */
+        r.high_reg = byte_reg;
+        r.high_rm = byte_rm && !(i->flags & INSN_MEM);
+        if (r.high_reg || r.high_rm)
+            r = (struct encode_regs){ .reg = (u8)rnd_below(4), .rm = (u8)rnd_below(4), .base = (u8)rnd_below(8), .index = REG_NONE,
+                                      .disp = r.disp, .high_reg = r.high_reg, .high_rm = r.high_rm };
+    }
+    u8 out[32] = { 0 };
+    struct insn d = { 0 };
+    unsigned len = insn_encode(i, &r, out);
+    if (len == 0) {
+        bool hopeless = r.high_reg || r.high_rm;
+        for (unsigned n = 0; n < row->nopnd; n++)
+            hopeless |= row->opnd[n].kind == OPND_MOFFS || row->opnd[n].kind == OPND_REL;
+        if (!hopeless)
+            note("  not encodable\n");
+        return hopeless;
+    }
+    if (len > INSN_ENCODE_MAX - 1 || insn_decode(ctx64(), out, 15, &d) != DECODE_OK || d.row != i->row || d.len != len) {
+        note("  re-encoded as ");
+        for (unsigned n = 0; n < len; n++)
+            note("%02x", out[n]);
+        note(", which is %s (%u bytes)\n", insn_row(&d)->encoding, d.len);
+        return false;
+    }
+    bool is4 = false;
+    for (unsigned n = 0; n < row->nopnd; n++)
+        is4 |= row->opnd[n].kind == OPND_VEC_IS4;
+    bool ok = (is4 ? (d.imm >> 4 & 15) == r.is4 : d.imm == i->imm) && d.imm2 == i->imm2 && (d.opsize == i->opsize || insn_wide(&d) == insn_wide(i)) && d.vl == i->vl &&
+              ((d.flags ^ i->flags) & (INSN_MEM | INSN_LOCK)) == 0;
+    for (unsigned n = 0; n < row->nopnd; n++)
+        switch (row->opnd[n].kind) {
+        case OPND_GPR_REG:
+            ok &= row->opnd[n].size == 1 ? d.reg8 == r.reg * 8 + r.high_reg : d.reg == r.reg;
+            break;
+        case OPND_GPR_RM: case OPND_GPR_OP:
+            if (!(d.flags & INSN_MEM))
+                ok &= row->opnd[n].size == 1 ? d.rm8 == r.rm * 8 + r.high_rm : d.rm == r.rm;
+            break;
+        case OPND_VEC_REG: case OPND_MMX_REG:
+            ok &= d.reg == r.reg;
+            break;
+        case OPND_VEC_RM: case OPND_MMX_RM:
+            if (!(d.flags & INSN_MEM))
+                ok &= d.rm == r.rm;
+            break;
+        case OPND_VEC_VVVV: case OPND_GPR_VVVV:
+            ok &= d.vvvv == r.vvvv;
+            break;
+        }
+    if (d.flags & INSN_MEM)
+        ok &= d.base == r.base && d.index == r.index && (r.index == REG_NONE || d.scale == r.scale) && d.disp == r.disp;
+    if (!ok) {
+        note("  re-encoded with other operands: ");
+        for (unsigned n = 0; n < len; n++)
+            note("%02x", out[n]);
+        note("\n");
+    }
+    return ok;
+}
+
 static u64 faults[32];
 
 /* Runs a made case on both sides. */
@@ -911,7 +998,7 @@ static bool run_case(struct testcase *t)
     memcpy(native_data, (void *)DATA_VA, DATA_SIZE);
     if (nat.vector >= 0)
         faults[nat.vector & 31]++;
-    return compare(t, &nat, &got, native_data);
+    return compare(t, &nat, &got, native_data) && check_encoder(&t->insn);
 }
 
 int main(int argc, char **argv)

@@ -75,6 +75,8 @@ bool insn_wide(const struct insn *i)
 /* Whether the operand size (prefix 66) is part of what the row means. */
 static bool opsize_matters(const struct insn_row *row)
 {
+    if (strstr(row->encoding, " o16"))
+        return true;
     if (row->nopnd == 0)
         return !(row->checks & (CHK_X87 | CHK_MMX | CHK_SSE));
     for (unsigned n = 0; n < row->nopnd; n++) {
