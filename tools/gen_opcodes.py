@@ -325,7 +325,7 @@ def finish_row(row):
     real = [o for o in sizes if o.letter != 'fixed'] or sizes
     if row.rule is None:
         variable = {o.size for o in row.opnd if o.letter not in ('I', 'J')} & VAR_SIZES
-        if real and all(o.size == 'b' for o in real if not (o.letter == 'fixed' and o.size == 'w')):
+        if any(o.size == 'b' for o in real) and all(o.size == 'b' for o in real if not (o.letter == 'fixed' and o.size == 'w')):
             row.rule = 'B'
         elif len(row.opnd) > 1 and row.opnd[0].size == 'w' and row.opnd[0].letter == 'fixed' and \
                 all(o.size == 'b' for o in row.opnd[1:]):
