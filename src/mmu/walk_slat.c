@@ -124,7 +124,8 @@ static alwaysinline bool ept_walk(struct physmap *pm, const struct walk_context 
 again:
     w->nsteps = (u8)first;
     u64 rights = EPT_R | EPT_W | EPT_X | EPT_XU;
-    u64 table = s->root & PTE_FRAME, e = 0;
+    u64 table = s->root & PTE_FRAME, e = 0, accessed = EPT_A;
+    unsigned step = first;
     unsigned shift = 0;
     if (levels == 4 && (gpa >> 48)) { /* wider than the tables: no translation */
         rights = 0;
@@ -134,7 +135,9 @@ again:
         shift = PAGE_SHIFT + 9 * (level - 1);
         pa_t pa = table + ((gpa >> shift) & 0x1ff) * 8;
         e = table_load(pm, pa, 8);
-        walk_note(w, TABLE_EPT, level, pa, gpa, e);
+        w->steps[step++] = (struct walk_step){.table = TABLE_EPT, .level = (u8)level, .pa = pa, .gpa = gpa, .entry = e};
+        w->nsteps = (u8)step;
+        accessed &= e;
         if (!(e & (EPT_R | EPT_W | exec))) {
             rights = 0;
             goto violation;
@@ -156,7 +159,8 @@ again:
     out->dirty = true;
     if (s->ad) {
         bool restart;
-        if (!(access & ACCESS_NO_AD) && !ept_set_ad(pm, s, gpa, write, purpose, first, w, &restart)) {
+        bool due = !accessed || (write && !(e & EPT_D));
+        if (unlikely(due) && !(access & ACCESS_NO_AD) && !ept_set_ad(pm, s, gpa, write, purpose, first, w, &restart)) {
             if (restart)
                 goto again;
             return false;

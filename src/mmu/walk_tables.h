@@ -78,6 +78,7 @@ struct traversal {
     u8 lg2;    /* size of the page */
     bool user, writable, nx;
     bool upper_writable; /* all entries but the last: shadow-stack pages */
+    bool accessed; /* all accessed flags were set */
     u64 leaf;
     u64 frame; /* address of the page */
     struct {
@@ -134,9 +135,11 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
         high |= BITS64(62, 52);
     if (f.entry == 8 && !rules->nx)
         high |= PTE_NX;
-    u64 table = root, all = PTE_W | PTE_U, any = 0;
+    u64 table = root, all = PTE_W | PTE_U | PTE_A, any = 0;
+    unsigned step = w->nsteps; /* kept in a register: nothing else adds steps unless nested */
     t->n = 0;
     t->upper_writable = true;
+    /* At most 5 + 5 * 5 + 5 steps are noted in all (WALK_MAX_STEPS); a walk that restarts takes its own back. */
 #pragma GCC unroll 5
     for (unsigned level = f.levels; level >= 1; level--) {
         unsigned shift = PAGE_SHIFT + f.index_bits * (level - 1);
@@ -149,7 +152,10 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
                 return TABLES_SLAT;
         }
         u64 e = table_load(pm, s.pa, f.entry);
-        walk_note(w, kind, level, s.pa, gpa, e);
+        if (nested)
+            step = w->nsteps;
+        w->steps[step++] = (struct walk_step){.table = kind, .level = (u8)level, .pa = s.pa, .gpa = gpa, .entry = e};
+        w->nsteps = (u8)step;
         t->e[t->n].pa = s.pa;
         t->e[t->n].gpa = gpa;
         t->e[t->n].entry = e;
@@ -186,6 +192,7 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
     }
     t->user = all & PTE_U;
     t->writable = all & PTE_W;
+    t->accessed = all & PTE_A;
     t->nx = f.entry == 8 && (any & PTE_NX);
     return TABLES_OK;
 }
@@ -200,6 +207,8 @@ static alwaysinline enum ad_result tables_set_ad(struct physmap *pm, const struc
                                                  const struct table_format f, bool nested, bool write, struct walk *w,
                                                  struct traversal *t)
 {
+    if (likely(t->accessed && (!write || (t->leaf & PTE_D))))
+        return AD_DONE;
     for (unsigned i = f.pae && f.levels == 3 ? 1 : 0; i < t->n; i++) {
         u64 e = t->e[i].entry;
         u64 want = e | PTE_A | (write && i == t->n - 1u ? PTE_D : 0);
