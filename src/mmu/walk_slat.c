@@ -4,21 +4,21 @@
  */
 #include "mmu/walk_tables.h"
 
-#define EPT_PAGE BIT64(7)
-#define EPT_A BIT64(8)
-#define EPT_D BIT64(9)
+#define EPT_PAGE        BIT64(7)
+#define EPT_A           BIT64(8)
+#define EPT_D           BIT64(9)
 #define EPT_SUPPRESS_VE BIT64(63)
 
 /* Exit qualification for EPT violations. */
-#define EQ_READ BIT64(0)
-#define EQ_WRITE BIT64(1)
-#define EQ_FETCH BIT64(2)
-#define EQ_XU BIT64(6)
+#define EQ_READ         BIT64(0)
+#define EQ_WRITE        BIT64(1)
+#define EQ_FETCH        BIT64(2)
+#define EQ_XU           BIT64(6)
 #define EQ_LINEAR_VALID BIT64(7)
-#define EQ_FINAL BIT64(8)
-#define EQ_USER BIT64(9)
-#define EQ_WRITABLE BIT64(10)
-#define EQ_NX BIT64(11)
+#define EQ_FINAL        BIT64(8)
+#define EQ_USER         BIT64(9)
+#define EQ_WRITABLE     BIT64(10)
+#define EQ_NX           BIT64(11)
 
 static void slat_fault(struct walk *w, enum walk_fault fault, gpa_t gpa, enum slat_purpose purpose)
 {
@@ -187,8 +187,12 @@ static alwaysinline bool npt_walk(struct physmap *pm, const struct walk_context 
                                   struct slat_result *out)
 {
     const struct slat *s = &ctx->slat;
-    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr, .nx = s->nx && f.entry == 8, .pse = s->pse,
-                                      .pse36 = ctx->pse36, .pdpe1gb = ctx->pdpe1gb, .amd = true};
+    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr,
+                                      .nx = s->nx && f.entry == 8,
+                                      .pse = s->pse,
+                                      .pse36 = ctx->pse36,
+                                      .pdpe1gb = ctx->pdpe1gb,
+                                      .amd = true};
     const unsigned first = w->nsteps;
     const unsigned width = f.levels == 5 ? 57 : f.levels == 4 ? 48 : 32;
     bool write = (access & ACCESS_WRITE) || purpose == SLAT_TABLE;
@@ -236,28 +240,28 @@ fault:
 }
 
 /* The instantiations. Not inlined: each is a whole loop over its tables. */
-#define EPT_WALK(levels)                                                                                              \
+#define EPT_WALK(levels)                                                                                               \
     static noinline bool ept_walk##levels(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,   \
-                                          enum slat_purpose purpose, struct walk *w, struct slat_result *out)         \
-    {                                                                                                                 \
-        return ept_walk(pm, ctx, levels, gpa, access, purpose, w, out);                                               \
+                                          enum slat_purpose purpose, struct walk *w, struct slat_result *out)          \
+    {                                                                                                                  \
+        return ept_walk(pm, ctx, levels, gpa, access, purpose, w, out);                                                \
     }
 EPT_WALK(4)
 EPT_WALK(5)
 
-#define NPT_WALK(name)                                                                                                \
+#define NPT_WALK(name)                                                                                                 \
     static noinline bool npt_walk_##name(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,    \
-                                         enum slat_purpose purpose, struct walk *w, struct slat_result *out)          \
-    {                                                                                                                 \
-        return npt_walk(pm, ctx, format_##name, gpa, access, purpose, w, out);                                        \
+                                         enum slat_purpose purpose, struct walk *w, struct slat_result *out)           \
+    {                                                                                                                  \
+        return npt_walk(pm, ctx, format_##name, gpa, access, purpose, w, out);                                         \
     }
 NPT_WALK(32bit)
 NPT_WALK(pae_memory)
 NPT_WALK(4level)
 NPT_WALK(5level)
 
-bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access, enum slat_purpose purpose,
-                    struct walk *w, struct slat_result *out)
+bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,
+                    enum slat_purpose purpose, struct walk *w, struct slat_result *out)
 {
     const struct slat *s = &ctx->slat;
     if (s->kind == SLAT_EPT)
