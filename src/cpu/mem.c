@@ -1,6 +1,6 @@
 /*
  * The slow paths of cpu/mem.h: everything that is not a granted page. Order of judgement (SDM vol. 3
- * "Priority Among Concurrent Events" leaves it open within one instruction): segment, canonical form,
+ * "Priority Among Concurrent Events" leaves it open within one instruction): canonical form,
  * alignment, page. A store that crosses pages has both translated before either is written.
  */
 #include "cpu/mem.h"
