@@ -16,14 +16,14 @@
 
 #include <stdlib.h>
 
-#define SPACES 16
-#define CONTEXTS TLB_UNCACHED /* contexts that hold entries */
-#define WORDS (TLB_SIZE / 64)
-#define BLOOM 4096u
+#define SPACES          16
+#define CONTEXTS        TLB_UNCACHED /* contexts that hold entries */
+#define WORDS           (TLB_SIZE / 64)
+#define BLOOM           4096u
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
 /* What a slot knows beyond its tags; kept apart so that the tags stay dense. Low bits of .pa: */
-#define SIDE_PERMS 7u           /* ACCESS_READ, _WRITE (dirty already), _EXEC */
+#define SIDE_PERMS  7u /* ACCESS_READ, _WRITE (dirty already), _EXEC */
 #define SIDE_GLOBAL BIT(3)
 #define SIDE_LG2(x) ((u64)(x) << 4) /* 6 bits: linear page size */
 struct side {
@@ -40,11 +40,11 @@ struct array {
 };
 
 struct space_key {
-    u64 mode;      /* paging mode and permission bits, SLAT properties */
-    u64 tags;      /* VPID/ASID, PCID */
-    u64 slat;      /* EPTP, nCR3 */
-    u64 keys;      /* PKRU, PKRS */
-    u64 apic;      /* APIC-access page: decides what may be granted */
+    u64 mode; /* paging mode and permission bits, SLAT properties */
+    u64 tags; /* VPID/ASID, PCID */
+    u64 slat; /* EPTP, nCR3 */
+    u64 keys; /* PKRU, PKRS */
+    u64 apic; /* APIC-access page: decides what may be granted */
 };
 
 struct tlb {
@@ -54,13 +54,13 @@ struct tlb {
     u16 pcid;
     u8 slat_kind;
     u64 slat_tag;
-    u64 used;     /* stamp, for replacement */
-    u64 base;     /* CR3 base when last used */
+    u64 used; /* stamp, for replacement */
+    u64 base; /* CR3 base when last used */
     u64 pdpte[4];
     /* Filters, so that INVLPG need not look at everything: bits are set at fills, cleared with the space. */
-    u64 large_bloom[BLOOM / 64]; /* by 2 MiB region: fragments of large pages may be cached */
-    u64 huge_bloom[8];           /* by 1 GiB region */
-    u64 exec_bloom[BLOOM / 64];  /* by page: code may be in the jump cache */
+    u64 large_bloom[BLOOM / 64];      /* by 2 MiB region: fragments of large pages may be cached */
+    u64 huge_bloom[8];                /* by 1 GiB region */
+    u64 exec_bloom[BLOOM / 64];       /* by page: code may be in the jump cache */
     struct jump_cache_entry *jump[2]; /* supervisor, user; made on first use */
 };
 
@@ -283,7 +283,8 @@ void mmu_free(struct mmu *m)
 
 static bool key_equal(const struct space_key *a, const struct space_key *b)
 {
-    return !((a->mode ^ b->mode) | (a->tags ^ b->tags) | (a->slat ^ b->slat) | (a->keys ^ b->keys) | (a->apic ^ b->apic));
+    return !((a->mode ^ b->mode) | (a->tags ^ b->tags) | (a->slat ^ b->slat) | (a->keys ^ b->keys) |
+             (a->apic ^ b->apic));
 }
 
 static struct tlb *space_new(struct mmu *m)
@@ -320,7 +321,7 @@ static void context_build(struct mmu *m, const struct vcpu *v)
 {
     struct walk_context *c = &m->ctx;
     bool pae = v->cr4 & CR4_PAE;
-    c->paging = !(v->cr0 & CR0_PG)  ? PAGING_NONE
+    c->paging = !(v->cr0 & CR0_PG)   ? PAGING_NONE
                 : v->efer & EFER_LMA ? (v->cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
                 : pae                ? PAGING_PAE
                                      : PAGING_32BIT;
@@ -349,17 +350,17 @@ static struct space_key key_build(const struct mmu *m, const struct vcpu *v)
     const struct walk_context *c = &m->ctx;
     const struct slat *s = &c->slat;
     struct space_key k = {0};
+    /* CR4.PGE is not part of it: its changes flush everything, and toggling it is how systems ask for that. */
     if (c->paging == PAGING_NONE) { /* the bits below mean nothing there */
         k.mode = c->paging;
     } else {
         bool four = c->paging >= PAGING_4LEVEL;
         k.mode = c->paging | (u64)c->wp << 3 | (u64)c->nx << 4 | (u64)c->smep << 5 | (u64)c->smap << 6 |
-                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10 |
-                 (u64)m->pge << 11;
+                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10;
         k.keys = (four && c->pke ? c->pkru : 0) | (u64)(four && c->pks ? c->pkrs : 0) << 32;
     }
-    k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 | (u64)s->mbec << 33 |
-              (u64)s->exec_only << 34 | (u64)s->nx << 35 | (u64)s->pse << 36 | (u64)s->pml << 37;
+    k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 |
+              (u64)s->mbec << 33 | (u64)s->exec_only << 34 | (u64)s->nx << 35 | (u64)s->pse << 36 | (u64)s->pml << 37;
     k.tags = (u64)m->vpid << 16 | (v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0);
     k.slat = s->kind != SLAT_NONE ? s->tag : 0;
     k.apic = v->virt_apic_page;
@@ -519,8 +520,8 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
     }
 }
 
-static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w,
-                      const struct translation *t, bool ram)
+static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t,
+                      bool ram)
 {
     struct tlb *tlb = m->now;
     struct array *a = &tlb->ctx[c];
@@ -560,7 +561,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         mmu_update(v);
     bool fill = !(access & (ACCESS_NO_AD | ACCESS_SHADOW_STACK));
     bool write = access & ACCESS_WRITE;
-    enum tlb_context c = access & ACCESS_USER                   ? TLB_USER
+    enum tlb_context c = access & ACCESS_USER                  ? TLB_USER
                          : (access & ACCESS_AC) && m->ctx.smap ? TLB_SUPERVISOR_AC
                                                                : TLB_SUPERVISOR;
     if (likely(!(access & ACCESS_SHADOW_STACK))) {
@@ -597,7 +598,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
 
 /* ---- invalidation ---- */
 
-#define FOR_SPACES(m, t)                                                                                              \
+#define FOR_SPACES(m, t)                                                                                               \
     for (struct tlb **p_ = (m)->space, *t; p_ < (m)->space + SPACES; p_++)                                             \
         if ((t = *p_))
 
@@ -606,8 +607,8 @@ void mmu_invlpg(struct vcpu *v, gva_t la)
     struct mmu *m = v->mmu;
     u16 pcid = v->cr4 & CR4_PCIDE ? (u16)(v->cr3 & 0xfff) : 0;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid)
-            space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
+    if (t->vpid == m->vpid)
+        space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
     flushed(m);
 }
 
@@ -615,8 +616,8 @@ void mmu_flush_cr3(struct vcpu *v, u16 pcid)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid && t->pcid == pcid)
-            space_flush(m, t, true);
+    if (t->vpid == m->vpid && t->pcid == pcid)
+        space_flush(m, t, true);
     flushed(m);
 }
 
@@ -624,8 +625,8 @@ void mmu_flush_global(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid)
-            space_flush(m, t, false);
+    if (t->vpid == m->vpid)
+        space_flush(m, t, false);
     flushed(m);
 }
 
@@ -677,8 +678,8 @@ void mmu_invept(struct vcpu *v, bool all, u64 eptp)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t) /* tagged by bits 51:12 of the EPTP (SDM "EP4TA") */
-        if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
-            space_flush(m, t, false);
+    if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
+        space_flush(m, t, false);
     flushed(m);
 }
 
@@ -686,8 +687,8 @@ void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == asid)
-            space_drop_page(m, t, la, DROP_ALL);
+    if (t->vpid == asid)
+        space_drop_page(m, t, la, DROP_ALL);
     flushed(m);
 }
 
@@ -695,8 +696,8 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == asid)
-            space_flush(m, t, keep_global);
+    if (t->vpid == asid)
+        space_flush(m, t, keep_global);
     flushed(m);
 }
 
@@ -722,12 +723,12 @@ void mmu_watch_changed(struct vcpu *v)
     for (unsigned i = 0; i < m->nwatch; i++) {
         unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);
         FOR_SPACES(m, t)
-            for (unsigned c = 0; c < CONTEXTS; c++) {
-                struct array *a = &t->ctx[c];
-                if (a->side[slot].page != m->watch[i])
-                    continue;
-                a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
-                bit_clear(a->writable, slot);
-            }
+        for (unsigned c = 0; c < CONTEXTS; c++) {
+            struct array *a = &t->ctx[c];
+            if (a->side[slot].page != m->watch[i])
+                continue;
+            a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
+            bit_clear(a->writable, slot);
+        }
     }
 }
