@@ -649,11 +649,13 @@ bool cpu_boundary(struct vcpu *v)
     }
 
     /* Traps on the previous instruction; MOV SS holds them. */
-    if (unlikely(v->pending_dbg) && !(v->shadow & SHADOW_MOVSS)) {
+    if (unlikely(cpu_trap_pending(v))) {
         struct event ev = {.valid = true, .type = EV_HARD_EXC, .vector = VEC_DB, .payload = v->pending_dbg};
         v->pending_dbg = 0;
         cpu_attention(v, ATT_IRQ_WINDOW);
         take_exception(v, &ev);
+        if ((att & ATT_VIRT) && v->guest_mode)
+            v->virt->boundary(v); /* what the trap went before */
     }
     if (unlikely(nmi_wanted(v, req)))
         take_nmi(v);
