@@ -73,7 +73,9 @@ struct virt_ops {
     void (*nmi_delivered)(struct vcpu *v);                               /* virtual NMI blocking */
     void (*iret)(struct vcpu *v);                                        /* IRET lifts blocking */
     /* ATT_VIRT: MTF, preemption timer, TPR threshold, windows, virtual interrupts. Exits, injects
-     * (through cpu_deliver) or returns; clears ATT_VIRT when nothing is left to watch. */
+     * (through cpu_deliver) or returns; clears ATT_VIRT when nothing is left to watch. While
+     * cpu_trap_pending(), only what is above debug traps (MTF and up) is due: it is called again
+     * after the trap for the rest. */
     void (*boundary)(struct vcpu *v);
     void (*task_switch)(struct vcpu *v, u16 selector, unsigned source, const struct insn *i);
     /* A fault of the second-level translation (WALK_EPT_*, WALK_NPF). Does not return. */
