@@ -140,7 +140,8 @@ void vmx_apply_slat(struct vcpu *v)
                               .mbec = sec_ctl(x, SEC_MODE_BASED_EXECUTE),
                               .exec_only = x->caps.ept_vpid & VMX_EPT_EXEC_ONLY, .huge_1g = x->caps.ept_vpid & VMX_EPT_1G,
                               .huge_2m = x->caps.ept_vpid & VMX_EPT_2M, .advanced_info = x->caps.ept_vpid & VMX_EPT_ADVANCED_INFO,
-                              .ve = sec_ctl(x, SEC_EPT_VIOLATION_VE),
+                              .ve = sec_ctl(x, SEC_EPT_VIOLATION_VE), .pml = sec_ctl(x, SEC_PML),
+                              .pml_index = (u16 *)&x->f[VMCS_GUEST_PML_INDEX], .pml_address = x->f[VMCS_PML_ADDRESS],
                               .root = eptp & BITS64(v->maxphyaddr - 1, 12), .tag = eptp };
     }
     mmu_set_guest(v, &slat, v->guest_mode && sec_ctl(x, SEC_VPID) ? (u32)x->f[VMCS_VIRTUAL_PROCESSOR_ID] : 0);
@@ -227,8 +228,11 @@ static void inject(struct vcpu *v, u32 info)
     struct event e = { .valid = true, .type = (u8)(info >> 8 & 7), .vector = (u8)info, .has_error = info & BIT(11) };
     if (e.has_error)
         e.error = (u32)x->f[VMCS_VM_ENTRY_EXCEPTION_ERROR_CODE];
-    if (e.type >= EV_SOFT_INT && e.type <= EV_SOFT_EXC)
+    /* Software events push the address behind the instruction that they stand for. */
+    if (e.type >= EV_SOFT_INT && e.type <= EV_SOFT_EXC) {
         e.insn_len = (u8)x->f[VMCS_VM_ENTRY_INSTRUCTION_LEN];
+        v->rip = (v->rip + e.insn_len) & v->linear_mask;
+    }
     if (e.type == EV_NMI) {
         if (pin_ctl(x, PIN_VIRTUAL_NMIS))
             x->virtual_nmi_blocked = true;
@@ -282,7 +286,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     bool inject_event = info >> 31, pending_mtf = inject_event && (info >> 8 & 7) == EV_OTHER;
     bool vectoring = inject_event && !pending_mtf;
     x->pending_apic_write = x->pending_eoi = x->pending_tpr = false;
-    x->iret_unblocked = 0;
+    x->iret_unblocked = x->marked = false;
     x->ple_first = x->ple_last = 0;
 
     load_guest_registers(v);
@@ -319,9 +323,6 @@ void vmx_enter(struct vcpu *v, bool launch)
         vapic_evaluate(v);
     x->mtf_event = pending_mtf;
     x->entry_vectored = vectoring;
-    x->entry_icount = v->icount;
-    x->entry_rip = v->rip;
-    x->entry_rcx = v->gpr[RCX];
     cpu_flags_changed(v);
     cpu_attention(v, ATT_VIRT | ATT_IRQ_WINDOW);
 

@@ -224,9 +224,6 @@ static void load_host_state(struct vcpu *v)
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
-/* Whether the IRET being executed lifted NMI blocking before the event that exits. */
-static bool nmi_unblocked_by_iret(const struct vcpu *v) { return v->vmx->iret_unblocked == v->icount + 1; }
-
 void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
 {
     struct vmx *x = v->vmx;
@@ -236,10 +233,10 @@ void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
     u64 qualification = e->qualification;
 
     /* Information for VM Exits Due to Vectored Events: bit 12, except for #DF and during delivery. */
-    bool unblocked = nmi_unblocked_by_iret(v) && !vectoring;
+    bool unblocked = x->iret_unblocked && !vectoring;
     if (unblocked && intr_info && (intr_info & 0x7ff) != ((u32)EV_HARD_EXC << 8 | VEC_DF))
         intr_info |= BIT(12);
-    if (unblocked && e->reason == EXIT_REASON_EPT_VIOLATION)
+    if (unblocked && (e->reason == EXIT_REASON_EPT_VIOLATION || e->reason == EXIT_REASON_PML_FULL))
         qualification |= BIT64(12);
 
     /* Recording VM-Exit Information and Updating VM-Entry Control Fields */
