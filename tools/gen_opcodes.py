@@ -324,15 +324,15 @@ def finish_row(row):
     sizes = [o for o in row.opnd if o.letter not in ('I', 'J')]
     real = [o for o in sizes if o.letter != 'fixed'] or sizes
     if row.rule is None:
-        variable = {o.size for o in row.opnd if o.letter != 'J'} & VAR_SIZES
+        variable = {o.size for o in row.opnd if o.letter not in ('I', 'J')} & VAR_SIZES
         if real and all(o.size == 'b' for o in real if not (o.letter == 'fixed' and o.size == 'w')):
             row.rule = 'B'
         elif len(row.opnd) > 1 and row.opnd[0].size == 'w' and row.opnd[0].letter == 'fixed' and \
                 all(o.size == 'b' for o in row.opnd[1:]):
             row.rule = 'B'  # MUL Eb and the like
-        elif variable == {'y'} or (row.vex and not variable):
-            row.rule = 'Y'
-        elif variable == {'z'} and not any(o.size in ('v', 'y') for o in row.opnd) and not any(o.letter == 'I' for o in row.opnd):
+        elif variable == {'y'} or (not variable and (row.vex or pp_is_66(row))):
+            row.rule = 'Y'  # a mandatory 66 is no operand size
+        elif variable == {'z'}:
             row.rule = 'Z'
         else:
             row.rule = 'V'
@@ -348,6 +348,10 @@ def finish_row(row):
     else:
         row.forms = [not mod]
     row.number = 0
+
+
+def pp_is_66(row):
+    return row.has_pp and row.pp == 1
 
 
 def opsizes(row):

@@ -4,8 +4,8 @@
 
 #define BODY(name) void insn_##name(struct vcpu *v, const struct insn *i);
 
-/* stack.c */
-BODY(push_rm) BODY(push_reg) BODY(push_imm) BODY(push_sreg) BODY(pop_rm) BODY(pop_reg) BODY(pop_sreg)
+/* stack.c (segment registers: segment.c) */
+BODY(push_rm) BODY(push_reg) BODY(push_imm) BODY(pop_rm) BODY(pop_reg)
 BODY(pusha) BODY(popa) BODY(enter) BODY(leave)
 /* branch.c */
 BODY(jmp_rel) BODY(jmp_ind) BODY(jcc) BODY(call_rel) BODY(call_ind) BODY(ret)

@@ -48,7 +48,8 @@ static inline bool cpu_canonical(const struct vcpu *v, u64 a) { return is_canoni
 static inline bool cpu_canonical_any(const struct vcpu *v, u64 a) { return is_canonical(a, v->linear_width); }
 
 /* ---- events (events.c) ---- */
-bool has_error_code(unsigned vector);
+bool has_error_code(unsigned vector);     /* as the SDM has it */
+bool has_error_code_amd(unsigned vector); /* as the APM has it: #VC and #SX too */
 void cpu_raise(struct vcpu *v, unsigned vector) __attribute__((noreturn));
 void cpu_raise_error(struct vcpu *v, unsigned vector, u32 error) __attribute__((noreturn));
 void cpu_raise_pf(struct vcpu *v, gva_t la, u32 error) __attribute__((noreturn));
@@ -74,6 +75,14 @@ bool cpu_boundary(struct vcpu *v);
 void cpu_handle_unwind(struct vcpu *v, int reason);
 enum unwind_reason { UNWIND_EXCEPTION = 1, UNWIND_EXIT /* VM exit done: continue at v->rip */, UNWIND_RETRY /* run v->rip again */ };
 void cpu_unwind(struct vcpu *v, enum unwind_reason reason) __attribute__((noreturn));
+/*
+ * Other code runs from here on (VM entry, VM exit, task switch): what the previous instruction left
+ * for the boundary -- an armed single-step trap, a shadow's age -- is forgotten, what the new state
+ * asks for is armed. UNWIND_EXIT does it by itself.
+ */
+void cpu_fresh_context(struct vcpu *v);
+/* Sets the attention bits that RFLAGS, the shadow, pending events and the mailbox ask for. */
+void cpu_rearm(struct vcpu *v);
 /* Set the STI / MOV SS shadow: holds for the next instruction only. */
 void cpu_set_shadow(struct vcpu *v, u8 shadow);
 

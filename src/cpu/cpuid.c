@@ -8,6 +8,7 @@
 #include "cpu/bodies_sys.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/xstate.h"
 #include "devices/irq.h"
 
 enum { EAX, EBX, ECX, EDX };
@@ -154,13 +155,11 @@ static void leaf_b(struct vcpu *v, u32 subleaf, u32 out[4])
     }
 }
 
-/* XSAVE. Sizes and offsets follow from xstate_size(): what it says is what XSAVE does. */
 static void leaf_d(struct vcpu *v, u32 subleaf, u32 out[4])
 {
     if (!cpu_has(v, FEAT_XSAVE))
         return;
-    u64 supported = xstate_supported(v);
-    enum { LEGACY = 512 + 64 };
+    u64 supported = xstate_supported(v), supervisor = xstate_supervisor(v);
     if (subleaf == 0) {
         out[EAX] = (u32)supported;
         out[EBX] = xstate_size(v, v->xcr0, false);
@@ -170,10 +169,15 @@ static void leaf_d(struct vcpu *v, u32 subleaf, u32 out[4])
         feature_bits(v, 0xd, 1, out);
         if (cpu_has(v, FEAT_XSAVEC) || cpu_has(v, FEAT_XSAVES))
             out[EBX] = xstate_size(v, v->xcr0 | v->xss, true);
-    } else if (subleaf < 63 && (supported & BIT64(subleaf))) {
-        u32 size = xstate_size(v, BIT64(subleaf), true) - LEGACY;
-        out[EAX] = size;
-        out[EBX] = xstate_size(v, BIT64(subleaf), false) - size;
+        out[ECX] = (u32)supervisor;
+        out[EDX] = (u32)(supervisor >> 32);
+    } else if (subleaf < 63) {
+        const struct xstate_component *c = xstate_component(v, subleaf);
+        if (!c)
+            return;
+        out[EAX] = c->size;
+        out[EBX] = c->offset;
+        out[ECX] = c->supervisor ? 1 : 0;
     }
 }
 

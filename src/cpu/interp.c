@@ -79,8 +79,7 @@ static noinline bool boundary(struct vcpu *v, enum run_result *result)
     atomic_fetch_and_explicit(&v->attention, ~(u32)ATT_BLOCK, memory_order_relaxed);
     if (!attention(v) && v->activity == ACTIVITY_ACTIVE)
         return true;
-    v->insn = NULL;
-    v->interp->current = NULL;
+    v->interp->current = NULL; /* a fault from here on is not v->insn's: that has retired */
     if (cpu_boundary(v))
         return true;
     *result = leave_reason(v, requests);
@@ -139,7 +138,7 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace)
                     trace_before(v);
                 i->fn(v, i);
                 if (trace)
-                    trace_after(v, i, v->rip);
+                    trace_after(v, i, rip - i->len);
                 i++;
                 if (unlikely(attention(v)))
                     goto attend;

@@ -52,16 +52,11 @@ static const u8 feature_source[FEAT_COUNT] = {
     [FEAT_AVX_VNNI] = BORROWED,
     [FEAT_AVX512_BF16] = BORROWED,
     [FEAT_SSE4A] = BORROWED,
-    /* How the host's x87 keeps its pointers shows in FSAVE images. */
-    [FEAT_FDP_EXCPTN_ONLY] = BORROWED,
-    [FEAT_ZERO_FCS_FDS] = BORROWED,
     [FEAT_DTES64] = ABSENT,
     [FEAT_PDCM] = ABSENT,
     [FEAT_WAITPKG] = ABSENT,
     [FEAT_CET_SS] = ABSENT,
     [FEAT_CET_IBT] = ABSENT,
-    [FEAT_MOVDIRI] = ABSENT,
-    [FEAT_MOVDIR64B] = ABSENT,
     [FEAT_LAM] = ABSENT,
     [FEAT_MISALIGNSSE] = ABSENT,
     [FEAT_SKINIT] = ABSENT,
@@ -236,13 +231,13 @@ bool cpu_feature_available(enum cpu_feature f, const char **why)
 #define INTEL_FEATURES                                                                                       \
     COMMON_FEATURES, FEAT_SS, FEAT_VMX, FEAT_TSC_DEADLINE, FEAT_TSC_ADJUST, FEAT_FDP_EXCPTN_ONLY,              \
         FEAT_ZERO_FCS_FDS, AVX512_FEATURES, FEAT_AVX512_FP16, FEAT_AVX_VNNI, FEAT_GFNI, FEAT_LA57, FEAT_SERIALIZE, \
-        FEAT_SPEC_CTRL, FEAT_STIBP, FEAT_ARCH_CAPABILITIES, FEAT_SSBD
+        FEAT_MOVDIRI, FEAT_MOVDIR64B, FEAT_SPEC_CTRL, FEAT_STIBP, FEAT_ARCH_CAPABILITIES, FEAT_SSBD
 
 static const u16 intel_features[] = {INTEL_FEATURES, FEAT_NONE};
 static const u16 max_features[] = {INTEL_FEATURES, FEAT_PKS, FEAT_NONE};
 static const u16 amd_features[] = {
-    COMMON_FEATURES, FEAT_MMXEXT, FEAT_CMP_LEGACY, FEAT_CR8_LEGACY, FEAT_SSE4A, FEAT_OSVW, FEAT_TOPOEXT, FEAT_CLZERO,
-    FEAT_XSAVEERPTR, FEAT_AMD_IBPB, FEAT_AMD_IBRS, FEAT_AMD_STIBP, FEAT_AMD_SSB_NO, FEAT_BTC_NO, FEAT_LFENCE_RDTSC,
+    COMMON_FEATURES, FEAT_MMXEXT, FEAT_FXSR_OPT, FEAT_CMP_LEGACY, FEAT_CR8_LEGACY, FEAT_SSE4A, FEAT_OSVW,
+    FEAT_TOPOEXT, FEAT_CLZERO, FEAT_XSAVEERPTR, FEAT_AMD_IBPB, FEAT_AMD_IBRS, FEAT_AMD_STIBP, FEAT_AMD_SSB_NO, FEAT_BTC_NO, FEAT_LFENCE_RDTSC,
     FEAT_NULL_SEG_CLEARS_BASE, FEAT_SRSO_NO, FEAT_TSA_SQ_NO, FEAT_TSA_L1_NO, FEAT_NONE,
 };
 
@@ -392,7 +387,8 @@ void cpu_model_features(const struct cpu_model *model, u8 features[FEAT_COUNT])
     drop_dependents(features, NULL);
 }
 
-static int parse_number(const char *key, const char *value, unsigned low, unsigned high, unsigned *out, struct error *err)
+static int parse_number(const char *key, const char *value, unsigned low, unsigned high, unsigned *out,
+                        struct error *err)
 {
     char *end;
     unsigned long n = strtoul(value, &end, 0);
@@ -424,8 +420,8 @@ static int parse_item(const char *item, u8 features[FEAT_COUNT], u8 asked[FEAT_C
     return 0;
 }
 
-int cpu_model_parse(const char *text, const struct cpu_model **model, u8 features[FEAT_COUNT], struct cpu_options *options,
-                    struct error *err)
+int cpu_model_parse(const char *text, const struct cpu_model **model, u8 features[FEAT_COUNT],
+                    struct cpu_options *options, struct error *err)
 {
     struct cpu_options local = {0}, *opts = options ? options : &local;
     u8 asked[FEAT_COUNT] = {0};

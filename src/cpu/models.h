@@ -59,7 +59,7 @@ struct cpu_options {
  * Parses MODEL[,+name|,-name|,key=value]...; an empty text is the first model. Fills @features
  * (FEAT_COUNT bytes, 0 or 1) and @options (may be NULL). Returns 0, or -1 with @err filled.
  */
-int cpu_model_parse(const char *text, const struct cpu_model **model, u8 features[FEAT_COUNT], struct cpu_options *options,
-                    struct error *err);
+int cpu_model_parse(const char *text, const struct cpu_model **model, u8 features[FEAT_COUNT],
+                    struct cpu_options *options, struct error *err);
 /* The model's own features on this host. */
 void cpu_model_features(const struct cpu_model *model, u8 features[FEAT_COUNT]);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "cpu/cpu.h"
 #include "cpu/models.h"
+#include "cpu/xstate.h"
 #include "devices/irq.h"
 
 #define MSR_TSC          0x10
@@ -197,6 +198,14 @@ static bool tsc_aux_write(struct vcpu *v, u32 msr, u64 value)
     if (v->model->vendor == VENDOR_INTEL && value >> 32)
         return false;
     v->tsc_aux = (u32)value;
+    return true;
+}
+
+static bool xss_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (value & ~xstate_supervisor(v))
+        return false;
+    v->xss = value;
     return true;
 }
 
@@ -401,7 +410,7 @@ const struct msr_desc msr_table[] = {
      .write = intc_write},
     {ONE(0x6e1), .name = "PKRS", .feature = FEAT_PKS, .read = pkrs_read, .write = pkrs_write},
     {.first = 0x800, .last = 0x8ff, .name = "X2APIC", .feature = FEAT_X2APIC, .read = intc_read, .write = intc_write},
-    {ONE(0xda0), .name = "XSS", .feature = FEAT_XSAVES, .allowed = 0, FIELD(xss)},
+    {ONE(0xda0), .name = "XSS", .feature = FEAT_XSAVES, FIELD(xss), .write = xss_write},
     {ONE(0xc0000080), .name = "EFER", .feature = FEAT_SYSCALL, .feature2 = FEAT_NX, FIELD(efer), .write = efer_write},
     {ONE(0xc0000081), .name = "STAR", .feature = FEAT_SYSCALL, .allowed = ~0ull, FIELD(star)},
     {ONE(0xc0000082), .name = "LSTAR", .feature = FEAT_LM, .rule = MSR_CANONICAL, FIELD(lstar)},

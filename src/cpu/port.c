@@ -18,7 +18,7 @@ static bool bitmap_allows(struct vcpu *v, u16 port, unsigned size)
     const struct segment *tr = &v->seg[SEG_TR];
     unsigned type = tr->ar & AR_TYPE;
     u64 mask = cpu_lma(v) ? ~0ull : 0xffffffff;
-    /* Only 32-bit (and 64-bit) task-state segments, available or busy, have a map; its offset is in bytes 102 and 103. */
+    /* Only 32-bit (and 64-bit) TSSs, available or busy, have a map; its offset is in bytes 102 and 103. */
     if ((tr->ar & (AR_UNUSABLE | AR_S)) || !(tr->ar & AR_P) || (type != 9 && type != 11) || tr->limit < 103)
         return false;
     u32 at = (u32)sys_read(v, (tr->base + 102) & mask, 2) + port / 8;
@@ -61,7 +61,8 @@ static void port_breakpoints(struct vcpu *v, u16 port, unsigned size)
 static u32 port_read(struct vcpu *v, u16 port, unsigned size)
 {
     u32 value = pio_read(v->pio, port, size);
-    log_at(pio, "cpu %u: rip %#llx: in %u bytes from %#x: %#x", v->index, (unsigned long long)v->rip, size, port, value);
+    log_at(pio, "cpu %u: rip %#llx: in %u bytes from %#x: %#x", v->index, (unsigned long long)v->rip, size, port,
+           value);
     port_breakpoints(v, port, size);
     return value;
 }
@@ -142,7 +143,9 @@ static void ins_element(struct vcpu *v, u64 offset, u16 port, unsigned size)
 
 static void outs_element(struct vcpu *v, unsigned seg, u64 offset, u16 port, unsigned size)
 {
-    u32 value = size == 1 ? mem_read8(v, seg, offset) : size == 2 ? mem_read16(v, seg, offset) : mem_read32(v, seg, offset);
+    u32 value = size == 1   ? mem_read8(v, seg, offset)
+                : size == 2 ? mem_read16(v, seg, offset)
+                            : mem_read32(v, seg, offset);
     port_write(v, port, value, size);
 }
 
@@ -161,6 +164,7 @@ static void string_io(struct vcpu *v, const struct insn *i, bool in)
              * (SDM "Instruction-Breakpoint Exception Condition"). */
             v->next_rip = v->rip;
             v->rflags |= FL_RF;
+            cpu_attention(v, ATT_BLOCK); /* the engine must not go on behind it */
             return;
         }
         u64 offset = v->gpr[index] & mask;

@@ -52,27 +52,6 @@ void insn_push_imm(struct vcpu *v, const struct insn *i)
     push_inline(v, i->imm, stack_opsize(v, i));
 }
 
-/* The row's segment register is in the opcode: 06/0E/16/1E, 0F A0, 0F A8 and the POPs behind them. */
-static unsigned opcode_segment(const struct insn *i) { return i->opcode >> 3 & 7; }
-
-void insn_push_sreg(struct vcpu *v, const struct insn *i)
-{
-    push_inline(v, v->seg[opcode_segment(i)].sel, stack_opsize(v, i));
-}
-
-void insn_pop_sreg(struct vcpu *v, const struct insn *i)
-{
-    unsigned seg = opcode_segment(i);
-    u8 width = v->stack_size;
-    u64 rsp = v->gpr[RSP];
-    u64 value = peek_inline(v, &rsp, stack_opsize(v, i));
-    cpu_load_segment(v, seg, (u16)value);
-    /* The pointer moves by the width of the stack the selector came from; POP SS may have changed it. */
-    reg_set(v, RSP, rsp, width);
-    if (seg == SEG_SS)
-        cpu_set_shadow(v, SHADOW_MOVSS);
-}
-
 void insn_pop_rm(struct vcpu *v, const struct insn *i)
 {
     unsigned size = stack_opsize(v, i);

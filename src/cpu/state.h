@@ -263,6 +263,9 @@ struct vcpu {
     u8 activity;        /* enum activity */
     u64 pending_dbg;    /* DR6-format bits of debug exceptions that wait for the instruction boundary */
     struct event delivering; /* valid from the start of a delivery to its end */
+    struct event raised;     /* noted by cpu_raise* for cpu_handle_unwind */
+    u8 aging;                /* events.c: one-instruction states in force for the instruction that has just run */
+    u64 boundary_rip;        /* events.c: where that instruction is, while TF or code breakpoints are watched */
     u32 fault_depth;    /* exceptions raised while delivering, for #DF and shutdown */
     _Atomic u32 requests; /* enum vcpu_request */
     _Atomic u8 sipi_vector;
@@ -275,6 +278,7 @@ struct vcpu {
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
     bool in_vmx_operation;
+    u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 
     /* ---- rooms ---- */

@@ -49,21 +49,7 @@ static pa_t touch(struct vcpu *v, unsigned seg, u64 offset)
     return t.pa;
 }
 
-/* ---- control registers ---- */
-
-/* LOCK MOV CR0 is MOV CR8 where CR8_LEGACY says so (AMD; also outside 64-bit mode). */
-static unsigned cr_number(struct vcpu *v, const struct insn *i)
-{
-    unsigned cr = i->reg;
-    if (i->flags & INSN_LOCK) {
-        if (!cpu_has(v, FEAT_CR8_LEGACY) || cr != 0)
-            cpu_ud(v);
-        cr = 8;
-    }
-    if (cr != 0 && cr != 2 && cr != 3 && cr != 4 && cr != 8)
-        cpu_ud(v);
-    return cr;
-}
+/* ---- control registers: the decoder has seen to it that i->reg is 0, 2, 3, 4 or 8 ---- */
 
 static u64 read_cr(struct vcpu *v, unsigned cr)
 {
@@ -87,7 +73,7 @@ static void write_cr8(struct vcpu *v, u64 value)
 
 void insn_mov_from_cr(struct vcpu *v, const struct insn *i)
 {
-    unsigned cr = cr_number(v, i);
+    unsigned cr = i->reg;
     u64 value;
     if (!in_guest(v) || !v->virt->cr_read(v, cr, i->rm, &value, i))
         value = read_cr(v, cr);
@@ -96,7 +82,7 @@ void insn_mov_from_cr(struct vcpu *v, const struct insn *i)
 
 void insn_mov_to_cr(struct vcpu *v, const struct insn *i)
 {
-    unsigned cr = cr_number(v, i);
+    unsigned cr = i->reg;
     u64 value = operand_get(v, i->rm, system_size(v));
     if (in_guest(v) && v->virt->cr_write(v, cr, i->rm, &value, i))
         return;
@@ -334,7 +320,8 @@ void insn_rdmsr(struct vcpu *v, const struct insn *i)
     if (in_guest(v))
         v->virt->msr(v, msr, false, 0, i);
     if (!(in_guest(v) && v->virt->rdmsr(v, msr, &value)) && !cpu_rdmsr(v, msr, &value)) {
-        log_at(unimplemented, "cpu %u: rip %#llx: RDMSR %#x: no such register", v->index, (unsigned long long)v->rip, msr);
+        log_at(unimplemented, "cpu %u: rip %#llx: RDMSR %#x: no such register", v->index,
+               (unsigned long long)v->rip, msr);
         cpu_gp0(v);
     }
     log_at(msr, "cpu %u: rip %#llx: RDMSR %#x = %#llx", v->index, (unsigned long long)v->rip, msr,
@@ -351,8 +338,8 @@ void insn_wrmsr(struct vcpu *v, const struct insn *i)
     log_at(msr, "cpu %u: rip %#llx: WRMSR %#x = %#llx", v->index, (unsigned long long)v->rip, msr,
            (unsigned long long)value);
     if (!(in_guest(v) && v->virt->wrmsr(v, msr, value)) && !cpu_wrmsr(v, msr, value)) {
-        log_at(unimplemented, "cpu %u: rip %#llx: WRMSR %#x = %#llx: refused", v->index, (unsigned long long)v->rip, msr,
-               (unsigned long long)value);
+        log_at(unimplemented, "cpu %u: rip %#llx: WRMSR %#x = %#llx: refused", v->index,
+               (unsigned long long)v->rip, msr, (unsigned long long)value);
         cpu_gp0(v);
     }
 }
@@ -389,8 +376,16 @@ static void arm_monitor(struct vcpu *v, unsigned seg, u64 offset)
     v->monitor_armed = true;
 }
 
+/* IA32_MISC_ENABLE bit 18, "ENABLE MONITOR FSM": clear, the two instructions do not exist. */
+static void check_monitor_enabled(struct vcpu *v)
+{
+    if (v->model->vendor == VENDOR_INTEL && !(v->misc_enable & MISC_ENABLE_MONITOR))
+        cpu_ud(v);
+}
+
 void insn_monitor(struct vcpu *v, const struct insn *i)
 {
+    check_monitor_enabled(v);
     if (reg32_get(v, RCX)) /* no extensions are defined */
         cpu_gp0(v);
     arm_monitor(v, implicit_segment(i), v->gpr[RAX] & address_mask(i));
@@ -398,6 +393,7 @@ void insn_monitor(struct vcpu *v, const struct insn *i)
 
 void insn_mwait(struct vcpu *v, const struct insn *i)
 {
+    check_monitor_enabled(v);
     u32 extensions = reg32_get(v, RCX);
     if (extensions & ~1u)
         cpu_gp0(v);
@@ -414,7 +410,6 @@ void insn_mwait(struct vcpu *v, const struct insn *i)
         cpu_attention(v, ATT_IRQ_WINDOW);
     } else if (armed) {
         v->budget_end = v->icount;
-        cpu_attention(v, ATT_STOP);
     }
 }
 

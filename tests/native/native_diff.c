@@ -13,18 +13,17 @@
 #include "cpu/isa/encode.h"
 #include "cpu/models.h"
 #include "mmu/physmap.h"
+#include "native_run.h"
 
 #include <cpuid.h>
 #include <errno.h>
 #include <getopt.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 /* ---- the sandbox: the same addresses natively and in the guest ---- */
@@ -51,17 +50,6 @@ struct state {
 };
 
 /* ---- native side ---- */
-
-extern void native_enter(void);
-extern const char native_exit[];
-u64 nat_in_gpr[16], nat_out_gpr[16], nat_in_flags, nat_out_flags, nat_host_rsp;
-void *nat_entry;
-u32 nat_mask;
-_Alignas(64) u8 nat_in_xsave[4096], nat_out_xsave[4096];
-
-static sigjmp_buf native_return;
-static struct state *native_result;
-static volatile sig_atomic_t native_running;
 
 static void xsave_to_state(const u8 *x, struct state *s)
 {
@@ -104,37 +92,9 @@ static void state_to_xsave(const struct state *s, u8 *x)
     store64(x + 512, nat_mask);
 }
 
-static void on_signal(int sig, siginfo_t *info, void *context)
+static void run_host(const struct state *in, struct state *out, const u8 *bytes, unsigned len, bool branch)
 {
-    ucontext_t *uc = context;
-    const greg_t *g = uc->uc_mcontext.gregs;
-    static const int order[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                   REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
-    if (!native_running) {
-        static const char text[] = "native_diff: signal outside native code\n";
-        if (write(2, text, sizeof(text) - 1) < 0)
-            _exit(3);
-        signal(sig, SIG_DFL);
-        return;
-    }
-    struct state *s = native_result;
-    for (unsigned n = 0; n < 16; n++)
-        s->gpr[n] = (u64)g[order[n]];
-    s->rip = (u64)g[REG_RIP];
-    s->rflags = (u64)g[REG_EFL];
-    s->vector = (int)g[REG_TRAPNO];
-    s->error = (u32)g[REG_ERR];
-    s->cr2 = (u64)g[REG_CR2];
-    if (sig == SIGTRAP) { /* the int3 it landed on */
-        s->vector = -1;
-        s->rip--;
-    }
-    xsave_to_state((const u8 *)uc->uc_mcontext.fpregs, s);
-    siglongjmp(native_return, 1);
-}
-
-static void run_native(const struct state *in, struct state *out, const u8 *bytes, unsigned len, bool branch)
-{
+    static struct native_regs regs;
     u8 *code = (u8 *)CODE_AT;
     memcpy(code, bytes, len);
     if (branch) {
@@ -144,29 +104,20 @@ static void run_native(const struct state *in, struct state *out, const u8 *byte
         memcpy(code + len, jump, 6);
         store64(code + len + 6, (u64)(uintptr_t)native_exit);
     }
-    memcpy(nat_in_gpr, in->gpr, sizeof(nat_in_gpr));
-    nat_in_flags = in->rflags;
-    state_to_xsave(in, nat_in_xsave);
-    memset(nat_out_xsave + 512, 0, 64);
-    nat_entry = code;
-    native_result = out;
-    memset(out, 0, sizeof(*out));
-    if (sigsetjmp(native_return, 1) == 0) {
-        native_running = 1;
-        native_enter();
-        native_running = 0;
-        memcpy(out->gpr, nat_out_gpr, sizeof(out->gpr));
-        out->rflags = nat_out_flags;
-        out->rip = CODE_AT + len;
-        out->vector = -1;
-        xsave_to_state(nat_out_xsave, out);
-    } else {
-        native_running = 0;
-        __asm__ volatile("fninit; cld" ::: "memory");
-        u32 mxcsr = 0x1f80;
-        __asm__ volatile("ldmxcsr %0" ::"m"(mxcsr));
-    }
+    memcpy(regs.gpr, in->gpr, sizeof(regs.gpr));
+    regs.rflags = in->rflags;
+    regs.rip = CODE_AT;
+    state_to_xsave(in, regs.xsave);
+    native_run(&regs, CODE_AT + len);
     memset(code, 0xcc, len + 32);
+    memset(out, 0, sizeof(*out));
+    memcpy(out->gpr, regs.gpr, sizeof(out->gpr));
+    out->rflags = regs.rflags;
+    out->rip = regs.rip;
+    out->vector = regs.vector;
+    out->error = regs.error;
+    out->cr2 = regs.cr2;
+    xsave_to_state(regs.xsave, out);
 }
 
 /* ---- Nestor's side ---- */
@@ -338,13 +289,7 @@ static void setup_native(void)
     memset((void *)CODE_VA, 0xcc, 0x1000);
     map_native(DATA_VA, DATA_SIZE, PROT_READ | PROT_WRITE);
 
-    static u8 stack[65536];
-    stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
-    sigaltstack(&ss, NULL);
-    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
-    static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
-    for (unsigned n = 0; n < ARRAY_SIZE(sigs); n++)
-        sigaction(sigs[n], &sa, NULL);
+    native_init();
 }
 
 /* ---- random ---- */
@@ -920,7 +865,7 @@ static bool run_case(struct testcase *t)
     run_guest(&t->in, &got, &t->insn);
     if (mprotect((void *)RO_VA, 0x1000, PROT_READ))
         die("mprotect");
-    run_native(&t->in, &nat, t->bytes, t->insn.len, t->branch);
+    run_host(&t->in, &nat, t->bytes, t->insn.len, t->branch);
     if (mprotect((void *)RO_VA, 0x1000, PROT_READ | PROT_WRITE))
         die("mprotect");
     memcpy(native_data, (void *)DATA_VA, DATA_SIZE);

@@ -15,6 +15,7 @@
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/xstate.h"
 #include "devices/bus.h"
 
 #define FAKE_MEMORY 0x10000u
@@ -135,6 +136,12 @@ u32 xstate_size(const struct vcpu *v, u64 mask, bool compacted)
     if (mask & XCR0_PKRU)
         size = compacted ? size + 8 : 2688 + 8;
     return size;
+}
+u64 xstate_supervisor(const struct vcpu *v) { return 0; }
+const struct xstate_component *xstate_component(const struct vcpu *v, unsigned number)
+{
+    static const struct xstate_component pkru = {9, false, 8, 2688};
+    return number == 9 ? &pkru : NULL;
 }
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value)
 {

@@ -2,6 +2,7 @@
  * The interpreter as a whole: small programs in real, protected and 64-bit mode, self-modifying code,
  * instructions that cross pages, and string instructions that fault on the way.
  */
+#include "base/clock.h"
 #include "cpu/bodies_int.h"
 #include "cpu/cpu.h"
 #include "cpu/interp.h"
@@ -110,12 +111,19 @@ static void start_long(struct guest *g)
     cpu_mode_changed(v);
 }
 
+/* From @rip to HLT or a fault; there is no IDT, so a fault shuts the processor down. */
+static enum run_result go(struct guest *g, u64 rip)
+{
+    g->v->rip = rip;
+    g->v->activity = ACTIVITY_ACTIVE;
+    g->v->budget_end = g->v->icount + 100000;
+    return engine_interp.run(g->v);
+}
+
 static enum run_result run(struct guest *g, const void *code, size_t len)
 {
     physmap_write(g->pm, CODE, code, len);
-    g->v->rip = CODE;
-    g->v->budget_end = g->v->icount + 100000;
-    return engine_interp.run(g->v);
+    return go(g, CODE);
 }
 #define RUN(g, ...)                                                                                          \
     run(g, (const u8[]){__VA_ARGS__}, sizeof((const u8[]){__VA_ARGS__}))
@@ -187,7 +195,6 @@ static void test_self_modifying_code(void **state)
     /* A data write in the page, not in the code, kills nothing; one in the code does. */
     struct interp_stats before, after;
     RUN(g, 0x40, 0xf4);
-    g->v->activity = ACTIVITY_ACTIVE;
     interp_stats(g->v, &before);
     put(g, CODE + 0x800, 1, 8);
     interp_stats(g->v, &after);
@@ -196,10 +203,8 @@ static void test_self_modifying_code(void **state)
     put(g, CODE, 0x43, 1);
     interp_stats(g->v, &after);
     assert_int_equal(before.smc_blocks + 1, after.smc_blocks);
-    g->v->rip = CODE;
     g->v->gpr[RBX] = 0;
-    g->v->budget_end = g->v->icount + 10;
-    engine_interp.run(g->v);
+    go(g, CODE);
     assert_int_equal(g->v->gpr[RBX], 1);
 }
 
@@ -225,19 +230,13 @@ static void test_page_crossing(void **state)
     for (unsigned n = 0; n < 3; n++) { /* decoded, known, changed */
         if (n == 2)
             put(g, 0x9000, 0x55, 1);
-        g->v->rip = 0x9000 - 2;
-        g->v->activity = ACTIVITY_ACTIVE;
-        g->v->budget_end = g->v->icount + 10;
-        assert_int_equal(engine_interp.run(g->v), RUN_HALTED);
+        assert_int_equal(go(g, 0x9000 - 2), RUN_HALTED);
         assert_int_equal(g->v->gpr[RAX], n == 2 ? 0x11225544 : 0x11223344);
     }
     /* The second page goes away: the fault names it, and the instruction is still the saved RIP. */
     put(g, PTE(0x9000), 0, 8);
     mmu_flush_all(g->v);
-    g->v->rip = 0x9000 - 2;
-    g->v->activity = ACTIVITY_ACTIVE;
-    g->v->budget_end = g->v->icount + 10;
-    assert_int_equal(engine_interp.run(g->v), RUN_SHUTDOWN); /* no IDT */
+    assert_int_equal(go(g, 0x9000 - 2), RUN_SHUTDOWN);
     assert_int_equal(g->v->cr2, 0x9000);
     assert_int_equal(g->v->rip, 0x9000 - 2);
 }
@@ -291,7 +290,6 @@ static void test_strings(void **state)
     v->gpr[RAX] = 0x01020304;
     v->gpr[RDI] = 0x20004;
     v->gpr[RCX] = 3000;
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0xf3, 0xab, 0xf4);
     assert_int_equal(get(g, 0x20004 + 4 * 2999, 4), 0x01020304);
     assert_int_equal(get(g, 0x20004 + 4 * 3000, 4), 0);
@@ -299,7 +297,6 @@ static void test_strings(void **state)
     v->gpr[RAX] = 0x77;
     v->gpr[RDI] = 0x20004;
     v->gpr[RCX] = 100000;
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0xf2, 0xae, 0xf4);
     assert_int_equal(v->gpr[RDI], 0x21235);
     assert_int_equal(v->gpr[RCX], 100000 - 0x1231);
@@ -309,7 +306,6 @@ static void test_strings(void **state)
     v->gpr[RDI] = 0x10000 + 2300 - 300 + 3;
     v->gpr[RCX] = 1000;
     v->rflags |= FL_DF;
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0xf3, 0xa6, 0xf4);
     assert_int_equal(v->gpr[RCX], 0);
     assert_int_equal(v->gpr[RSI], 0x10000 + 1000);
@@ -331,15 +327,13 @@ static void test_division(void **state)
     /* mul; div back */
     v->gpr[RAX] = 0x123456789abcdef0;
     v->gpr[RCX] = 0xfedcba9876543210;
-    v->activity = ACTIVITY_ACTIVE;
     assert_int_equal(RUN(g, 0x48, 0xf7, 0xe1, 0x48, 0xf7, 0xf1, 0xf4), RUN_HALTED);
     assert_int_equal(v->gpr[RAX], 0x123456789abcdef0);
     assert_int_equal(v->gpr[RDX], 0);
     v->gpr[RAX] = 1ull << 63;
     v->gpr[RDX] = ~0ull;
     v->gpr[RCX] = ~0ull;
-    v->activity = ACTIVITY_ACTIVE;
-    assert_int_equal(RUN(g, 0x48, 0xf7, 0xf9, 0xf4), RUN_SHUTDOWN); /* #DE without an IDT */
+    assert_int_equal(RUN(g, 0x48, 0xf7, 0xf9, 0xf4), RUN_SHUTDOWN); /* #DE */
     assert_int_equal(v->gpr[RAX], 1ull << 63);
 }
 
@@ -361,7 +355,6 @@ static void test_exchange(void **state)
     v->gpr[RAX] = 0;
     v->gpr[RSI] = (u64)-64;
     put(g, 0x10000 - 8, 0, 8);
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0x48, 0x0f, 0xc7, 0x0b, 0x48, 0x0f, 0xab, 0x33, 0xf4);
     assert_int_equal(v->gpr[RAX], 18);
     assert_int_equal(v->gpr[RDX], 9);
@@ -379,15 +372,12 @@ static void test_decimal(void **state)
     assert_int_equal(v->aflags & (FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF), FL_CF | FL_AF | FL_PF);
     v->gpr[RAX] = 0x35;
     v->gpr[RBX] = 0x47;
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0x28, 0xd8, 0x2f, 0xf4); /* sub al,bl; das */
     assert_int_equal(v->gpr[RAX] & 0xff, 0x88);
     assert_int_equal(v->aflags & (FL_CF | FL_AF), FL_CF | FL_AF);
     v->gpr[RAX] = 0x3f;
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0xd4, 0x0a, 0xf4); /* aam */
     assert_int_equal(v->gpr[RAX] & 0xffff, 0x0603);
-    v->activity = ACTIVITY_ACTIVE;
     RUN(g, 0xd5, 0x0a, 0xf4); /* aad */
     assert_int_equal(v->gpr[RAX] & 0xffff, 0x3f);
 }

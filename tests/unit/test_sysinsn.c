@@ -89,14 +89,9 @@ static void debug_registers(void **state)
 static void control_registers(void **state)
 {
     struct vcpu *v = fake_vcpu("intel");
-    struct insn i = reg_form(5, RAX);
-    assert_int_equal(VECTOR_OF(insn_mov_from_cr(v, &i)), VEC_UD);
-    i = reg_form(8, RAX);
+    struct insn i = reg_form(8, RAX);
     v->gpr[RAX] = 16;
     assert_int_equal(VECTOR_OF(insn_mov_to_cr(v, &i)), VEC_GP);
-    i = reg_form(0, RAX);
-    i.flags = INSN_LOCK;
-    assert_int_equal(VECTOR_OF(insn_mov_from_cr(v, &i)), VEC_UD); /* CR8_LEGACY is AMD's */
     /* LMSW sets PE and never clears it. */
     i = reg_form(0, RAX);
     v->gpr[RAX] = 0xfff0 | CR0_TS;
@@ -292,6 +287,9 @@ static void waiting(void **state)
     v->gpr[RCX] = 1;
     assert_int_equal(VECTOR_OF(insn_monitor(v, &i)), VEC_GP);
     v->gpr[RCX] = 0;
+    v->misc_enable &= ~MISC_ENABLE_MONITOR;
+    assert_int_equal(VECTOR_OF(insn_monitor(v, &i)), VEC_UD);
+    v->misc_enable |= MISC_ENABLE_MONITOR;
     v->gpr[RAX] = FAKE_MEMORY;
     assert_int_equal(VECTOR_OF(insn_monitor(v, &i)), VEC_PF);
     assert_false(v->monitor_armed);
@@ -336,6 +334,72 @@ static void msr_instructions(void **state)
     vcpu_free(v);
 }
 
+/* ---- guest mode: what comes before the exit, and what the exit comes before ---- */
+
+#define EXITED 1000
+static void hook_io(struct vcpu *v, const struct io_access *io, const struct insn *i) { raised(EXITED, io->port); }
+static void hook_msr(struct vcpu *v, u32 msr, bool write, u64 x, const struct insn *i) { raised(EXITED, msr); }
+static void hook_dr(struct vcpu *v, unsigned dr, unsigned gpr, bool write, const struct insn *i) { raised(EXITED, dr); }
+static bool hook_cr_write(struct vcpu *v, unsigned cr, unsigned gpr, u64 *x, const struct insn *i)
+{
+    raised(EXITED, cr);
+}
+static bool hook_lmsw(struct vcpu *v, u16 *source, bool mem, gva_t la, const struct insn *i)
+{
+    raised(EXITED, (u32)la);
+}
+static const struct virt_ops hooks = {
+    .name = "test", .io = hook_io, .msr = hook_msr, .dr = hook_dr, .cr_write = hook_cr_write, .lmsw = hook_lmsw,
+};
+
+static void guest_mode(void **state)
+{
+    struct vcpu *v = fake_vcpu("intel");
+    v->guest_mode = true;
+    v->virt = &hooks;
+    v->in_vmx_operation = true;
+    struct insn i = reg_form(0, 0);
+    v->gpr[RCX] = 0x12345; /* no such register: the exit comes first */
+    assert_int_equal(VECTOR_OF(insn_rdmsr(v, &i)), EXITED);
+    assert_int_equal(fake.error, 0x12345);
+    assert_int_equal(VECTOR_OF(insn_wrmsr(v, &i)), EXITED);
+    i = reg_form(8, RAX);
+    v->gpr[RAX] = 0x100; /* reserved bits of CR8, too */
+    assert_int_equal(VECTOR_OF(insn_mov_to_cr(v, &i)), EXITED);
+    /* LMSW's source is part of the exit qualification: its fault comes first. */
+    i = mem_form(FAKE_MEMORY);
+    assert_int_equal(VECTOR_OF(insn_lmsw(v, &i)), VEC_PF);
+    i = mem_form(0x40);
+    assert_int_equal(VECTOR_OF(insn_lmsw(v, &i)), EXITED);
+    assert_int_equal(fake.error, 0x40);
+    /* MOV DR: VMX exits before everything, SVM after #UD and #GP and before general detect. */
+    i = reg_form(4, RAX);
+    v->cr4 |= CR4_DE;
+    v->cpl = 3;
+    assert_int_equal(VECTOR_OF(insn_mov_from_dr(v, &i)), EXITED);
+    v->in_vmx_operation = false;
+    assert_int_equal(VECTOR_OF(insn_mov_from_dr(v, &i)), VEC_UD);
+    i.reg = 3;
+    assert_int_equal(VECTOR_OF(insn_mov_from_dr(v, &i)), VEC_GP);
+    v->cpl = 0;
+    v->dr7 |= DR7_GD;
+    assert_int_equal(VECTOR_OF(insn_mov_from_dr(v, &i)), EXITED);
+    /* Ports: the permission map, then the exit, then the memory operand. */
+    i = reg_form(0, 0);
+    i.opcode = 0x6e;
+    i.flags = INSN_REP;
+    v->gpr[RSI] = FAKE_MEMORY;
+    v->gpr[RCX] = 1;
+    v->gpr[RDX] = 0x80;
+    assert_int_equal(VECTOR_OF(insn_outs(v, &i)), EXITED);
+    v->cpl = 3;
+    v->seg[SEG_TR].limit = 0;
+    assert_int_equal(VECTOR_OF(insn_outs(v, &i)), VEC_GP);
+    v->gpr[RCX] = 0; /* nothing is accessed */
+    assert_int_equal(VECTOR_OF(insn_outs(v, &i)), -1);
+    vcpu_free(v);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,7 +408,7 @@ int main(void)
         cmocka_unit_test(descriptor_tables), cmocka_unit_test(invalidation),
         cmocka_unit_test(io_permission), cmocka_unit_test(string_ports),
         cmocka_unit_test(port_breakpoint), cmocka_unit_test(waiting),
-        cmocka_unit_test(msr_instructions),
+        cmocka_unit_test(msr_instructions), cmocka_unit_test(guest_mode),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

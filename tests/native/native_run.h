@@ -1,0 +1,19 @@
+/* The host's side of the native differential test: one instruction with every register chosen. */
+#pragma once
+#include "base/types.h"
+
+struct native_regs {
+    u64 gpr[16];
+    u64 rip, rflags;
+    int vector;   /* of the exception it ended with, -1 for none */
+    u32 error;
+    u64 cr2;
+    _Alignas(64) u8 xsave[832]; /* standard format: x87, SSE, AVX */
+};
+
+extern u32 nat_mask;            /* XCR0 bits of the image */
+extern const char native_exit[];/* where code jumps when it is done */
+
+void native_init(void); /* signal handlers; nat_mask must be set */
+/* Runs the code at r->rip; @end is the RIP to report when it reaches native_exit. */
+void native_run(struct native_regs *r, u64 end);
