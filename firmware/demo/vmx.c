@@ -290,6 +290,7 @@ static bool handle_exit(struct hypervisor *h, unsigned reason, bool with_ept)
 {
     uint64_t info = vmread(EXIT_INSTRUCTION_INFO), qualification = vmread(EXIT_QUALIFICATION);
     uint32_t r[4];
+    h->regs.rsp = vmread(GUEST_RSP); /* the one register that the VMCS holds */
     switch (reason) {
     case REASON_CPUID:
         cpuid((uint32_t)h->regs.rax, r);

@@ -16,30 +16,6 @@ static void __attribute__((noreturn)) raise_segment(struct vcpu *v, unsigned seg
     cpu_raise_error(v, seg == SEG_SS ? VEC_SS : VEC_GP, 0);
 }
 
-gva_t seg_linear_slow(struct vcpu *v, unsigned seg, u64 offset, unsigned size, u32 access)
-{
-    const struct segment *s = &v->seg[seg];
-    gva_t la = (v->seg_base[seg] + offset) & v->linear_mask;
-    if (cpu_long64(v))
-        return la;
-    bool down = false;
-    if (cpu_protected(v)) {
-        if (s->ar & AR_UNUSABLE)
-            raise_segment(v, seg);
-        unsigned type = s->ar & AR_TYPE; /* 8 code; 4 expand-down or conforming; 2 writable or readable */
-        bool code = type & 8;
-        if ((access & ACCESS_WRITE) && (code || !(type & 2)))
-            raise_segment(v, seg);
-        if ((access & ACCESS_READ) && code && !(type & 2))
-            raise_segment(v, seg);
-        down = !code && (type & 4);
-    }
-    u64 last = offset + (size ? size - 1 : 0);
-    if (down ? offset <= s->limit || last > (s->ar & AR_DB ? 0xffffffffu : 0xffffu) : last > s->limit)
-        raise_segment(v, seg);
-    return la;
-}
-
 /* ---- the checks before translation ---- */
 
 static void check_linear(struct vcpu *v, unsigned seg, gva_t la, unsigned size)

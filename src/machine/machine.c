@@ -3,6 +3,7 @@
 #include "cpu/models.h"
 #include "machine/acpi.h"
 #include "machine/memmap.h"
+#include "vmx/vmx.h"
 
 #include <stdlib.h>
 
@@ -74,6 +75,8 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->cpu[i])
             return -1;
         m->ncpus++;
+        if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
+            return error_set(err, "out of memory for VMX");
         if (m->engine->attach(m->cpu[i]))
             return error_set(err, "out of memory for the engine");
     }
@@ -102,6 +105,8 @@ int machine_reset(struct nestor *m, struct error *err)
     struct boot_entry entry;
     m->want_reset = false;
     for (unsigned i = 0; i < m->ncpus; i++) {
+        if (m->cpu[i]->vmx)
+            vmx_reset(m->cpu[i]);
         cpu_reset(m->cpu[i]);
         cpu_firmware_defaults(m->cpu[i]);
     }
@@ -164,6 +169,7 @@ void nestor_free(struct nestor *m)
     machine_free_devices(m);
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);
+        vmx_free(m->cpu[i]);
         vcpu_free(m->cpu[i]);
     }
     if (m->pio)
