@@ -490,8 +490,8 @@ static void age(struct vcpu *v, u32 att)
     if (v->debugctl & DEBUGCTL_BTF) {
         /* Single-step on branches (SDM vol. 3 "Single-Stepping on Branches"). */
         u64 passed = v->rip - v->boundary_rip;
-        if (!finished || (v->insn && passed == v->insn->len))
-            return;
+        if (!finished || (v->insn ? passed == v->insn->len : passed - 1 < 15))
+            return; /* without the instruction at hand a jump over less than 15 bytes counts as none */
     }
     v->pending_dbg |= DR6_BS;
 }
@@ -624,7 +624,7 @@ bool cpu_boundary(struct vcpu *v)
         return false;
     }
     u32 att = atomic_fetch_and_explicit(
-        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_BLOCK | ATT_IRQ_WINDOW), memory_order_acquire);
+        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW), memory_order_acquire);
     u32 req = atomic_load_explicit(&v->requests, memory_order_acquire);
 
     age(v, att);

@@ -210,7 +210,7 @@ void check_target(struct vcpu *v, u64 desc, u64 rip, u32 ext)
         cpu_raise_error(v, VEC_GP, ext);
 }
 
-/* ---- limit and type checks of ordinary accesses ---- */
+/* ---- frames on a stack ---- */
 
 static bool inside_limit(const struct segment *s, u64 offset, unsigned size)
 {
@@ -219,30 +219,6 @@ static bool inside_limit(const struct segment *s, u64 offset, unsigned size)
         return offset > s->limit && last <= (s->ar & AR_DB ? 0xffffffffu : 0xffffu);
     return last <= s->limit;
 }
-
-gva_t seg_linear_slow(struct vcpu *v, unsigned seg, u64 offset, unsigned size, u32 access)
-{
-    if (v->mode == MODE_LONG64)
-        return v->seg_base[seg] + offset;
-    const struct segment *s = &v->seg[seg];
-    bool ok = inside_limit(s, offset, size);
-    if (v->mode != MODE_REAL && seg <= SEG_GS) {
-        unsigned type = s->ar & AR_TYPE;
-        if ((s->ar & AR_UNUSABLE) || !(s->ar & AR_P))
-            ok = false;
-        else if (v->mode == MODE_V86)
-            ;
-        else if (type & TYPE_CODE)
-            ok = ok && !(access & ACCESS_WRITE) && ((type & TYPE_RW) || !(access & ACCESS_READ));
-        else if (access & ACCESS_WRITE)
-            ok = ok && (type & TYPE_RW);
-    }
-    if (!ok)
-        cpu_raise_error(v, seg == SEG_SS ? VEC_SS : VEC_GP, 0);
-    return (v->seg_base[seg] + offset) & v->linear_mask;
-}
-
-/* ---- frames on a stack ---- */
 
 void frame_current(const struct vcpu *v, struct frame *f, u32 error)
 {
@@ -361,10 +337,7 @@ void insn_mov_sreg_store(struct vcpu *v, const struct insn *i)
 }
 
 /* 06 0E 16 1E (and 07 17 1F) name ES CS SS DS; 0F A0/A1 FS, 0F A8/A9 GS. */
-static unsigned opcode_segment(const struct insn *i)
-{
-    return i->opcode >= 0xa0 ? (i->opcode & 8 ? SEG_GS : SEG_FS) : i->opcode >> 3 & 3;
-}
+static unsigned opcode_segment(const struct insn *i) { return i->opcode >> 3 & 7; }
 
 void insn_push_sreg(struct vcpu *v, const struct insn *i)
 {
