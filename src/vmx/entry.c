@@ -293,6 +293,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     load_pdptes(v, &s);
     v->guest_mode = true;
     v->virt = &vmx_virt_ops;
+    v->guest_cr0_fixed = sec_ctl(x, SEC_UNRESTRICTED_GUEST) ? 0 : CR0_PE | CR0_PG;
     v->virt_apic_page = sec_ctl(x, SEC_VIRTUALIZE_APIC_ACCESSES) ? x->f[VMCS_APIC_ACCESS_ADDR] : ~0ull;
     x->shadow_vmcs = sec_ctl(x, SEC_VMCS_SHADOWING) ? x->f[VMCS_VMCS_LINK_POINTER] : VMX_NO_VMCS;
     vmx_apply_slat(v);
