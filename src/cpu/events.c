@@ -395,8 +395,12 @@ void cpu_software_interrupt(struct vcpu *v, unsigned vector, enum event_type typ
     }
     if (type != EV_SOFT_INT && v->guest_mode)
         v->virt->exception(v, &ev);
-    if (type == EV_PRIV_SOFT_EXC)
+    if (type == EV_PRIV_SOFT_EXC) {
+        /* One #DB tells of the instruction and of breakpoints that MOV SS held until now. */
+        ev.payload = v->pending_dbg & 0xf;
+        v->pending_dbg = 0;
         commit_payload(v, &ev);
+    }
     v->rip = v->next_rip;
     cpu_deliver(v, &ev);
 }

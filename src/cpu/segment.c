@@ -186,14 +186,14 @@ void segments_drop_privileged(struct vcpu *v, unsigned cpl)
 {
     static const u8 segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
     for (unsigned n = 0; n < ARRAY_SIZE(segs); n++) {
-        const struct segment *s = &v->seg[segs[n]];
+        struct segment *s = &v->seg[segs[n]];
         if ((s->ar & AR_UNUSABLE) || AR_DPL(s->ar) >= cpl)
             continue;
         if ((s->ar & (TYPE_CODE | TYPE_CONFORMING)) == (TYPE_CODE | TYPE_CONFORMING))
             continue;
-        segment_set_null(v, segs[n], 0, 0);
-        if (segs[n] >= SEG_FS)
-            v->seg_base[segs[n]] = s->base;
+        /* The selector becomes null; the base stays, and 64-bit code goes on using that of FS and GS. */
+        s->sel = 0;
+        s->ar = AR_UNUSABLE;
     }
 }
 
@@ -210,7 +210,7 @@ void check_target(struct vcpu *v, u64 desc, u64 rip, u32 ext)
         cpu_raise_error(v, VEC_GP, ext);
 }
 
-/* ---- frames on a stack ---- */
+/* ---- limit and type checks ---- */
 
 static bool inside_limit(const struct segment *s, u64 offset, unsigned size)
 {
@@ -219,6 +219,28 @@ static bool inside_limit(const struct segment *s, u64 offset, unsigned size)
         return offset > s->limit && last <= (s->ar & AR_DB ? 0xffffffffu : 0xffffu);
     return last <= s->limit;
 }
+
+gva_t seg_linear_slow(struct vcpu *v, unsigned seg, u64 offset, unsigned size, u32 access)
+{
+    if (v->mode == MODE_LONG64)
+        return v->seg_base[seg] + offset;
+    const struct segment *s = &v->seg[seg];
+    bool ok = inside_limit(s, offset, size ? size : 1);
+    if (cpu_protected(v)) {
+        unsigned type = s->ar & AR_TYPE;
+        if ((s->ar & AR_UNUSABLE) || !(s->ar & AR_P))
+            ok = false;
+        else if (type & TYPE_CODE)
+            ok = ok && !(access & ACCESS_WRITE) && ((type & TYPE_RW) || !(access & ACCESS_READ));
+        else if (access & ACCESS_WRITE)
+            ok = ok && (type & TYPE_RW);
+    }
+    if (!ok)
+        cpu_raise_error(v, seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+    return (v->seg_base[seg] + offset) & v->linear_mask;
+}
+
+/* ---- frames on a stack ---- */
 
 void frame_current(const struct vcpu *v, struct frame *f, u32 error)
 {
