@@ -134,7 +134,7 @@ static bool load_msrs(struct vcpu *v)
         struct msr_entry e;
         physmap_read(v->pm, F(VM_EXIT_MSR_LOAD_ADDR) + 16ull * n, &e, sizeof(e));
         if (e.reserved || e.index == 0xc0000100 || e.index == 0xc0000101 || e.index >> 8 == 8 || e.index == 0x9b || e.index == 0x79
-            || !cpu_wrmsr(v, e.index, e.value))
+            || e.index <= 1 || !cpu_wrmsr(v, e.index, e.value))
             return false;
     }
     return true;

@@ -291,6 +291,7 @@ static void linked(void)
     W(MSRL_FSGS, s.msr_index = 0xc0000100)                                                                     \
     W(MSRL_X2APIC, s.msr_index = 0x808)                                                                        \
     W(MSRL_SMM, s.msr_index = 0x9b)                                                                            \
+    W(MSRL_MODEL, s.msr_index = 0)                                                                             \
     W(MSRL_WRMSR_GP, s.msr_writable = false)
 
 #define W(id, ...) static void witness_##id(void) { (void)(__VA_ARGS__); }
