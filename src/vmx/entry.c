@@ -194,6 +194,8 @@ static u32 load_msrs(struct vcpu *v, struct vmx_snapshot *s)
     u64 base = x->f[VMCS_VM_ENTRY_MSR_LOAD_ADDR];
     for (u32 n = 0; n < (u32)x->f[VMCS_VM_ENTRY_MSR_LOAD_COUNT]; n++) {
         struct msr_entry e;
+        if (n >= VMX_MSR_LIST_MAX)
+            return n + 1;
         physmap_read(v->pm, base + 16ull * n, &e, sizeof(e));
         s->msr_index = e.index;
         s->msr_reserved = e.reserved;

@@ -119,7 +119,7 @@ static bool store_msrs(struct vcpu *v)
         pa_t pa = F(VM_EXIT_MSR_STORE_ADDR) + 16ull * n;
         struct msr_entry e;
         physmap_read(v->pm, pa, &e, sizeof(e));
-        if (e.reserved || e.index >> 8 == 8 || !cpu_rdmsr(v, e.index, &e.value))
+        if (n >= VMX_MSR_LIST_MAX || e.reserved || e.index >> 8 == 8 || !cpu_rdmsr(v, e.index, &e.value))
             return false;
         physmap_write(v->pm, pa + 8, &e.value, sizeof(e.value));
     }
@@ -133,7 +133,7 @@ static bool load_msrs(struct vcpu *v)
     for (u32 n = 0; n < (u32)F(VM_EXIT_MSR_LOAD_COUNT); n++) {
         struct msr_entry e;
         physmap_read(v->pm, F(VM_EXIT_MSR_LOAD_ADDR) + 16ull * n, &e, sizeof(e));
-        if (e.reserved || e.index == 0xc0000100 || e.index == 0xc0000101 || e.index >> 8 == 8 || e.index == 0x9b || e.index == 0x79
+        if (n >= VMX_MSR_LIST_MAX || e.reserved || e.index == 0xc0000100 || e.index == 0xc0000101 || e.index >> 8 == 8 || e.index == 0x9b || e.index == 0x79
             || e.index <= 1 || !cpu_wrmsr(v, e.index, e.value))
             return false;
     }

@@ -109,6 +109,8 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 #define VMX_MISC_ACTIVITY_HLT BIT64(6)
 #define VMX_MISC_ACTIVITY_SHUTDOWN BIT64(7)
 #define VMX_MISC_ACTIVITY_WAIT_SIPI BIT64(8)
+/* Entries an MSR list may have: the recommended maximum, and our limit (a list may not hold up the host). */
+#define VMX_MSR_LIST_MAX 512u
 #define VMX_MISC_VMWRITE_ALL BIT64(29)
 #define VMX_MISC_ZERO_LENGTH BIT64(30)
 /* IA32_VMX_EPT_VPID_CAP */
