@@ -650,6 +650,7 @@ bool cpu_boundary(struct vcpu *v)
         v->virt->boundary(v);
     }
 
+    u64 before = v->rip;
     /* Traps on the previous instruction; MOV SS holds them. */
     if (unlikely(cpu_trap_pending(v))) {
         struct event ev = {.valid = true, .type = EV_HARD_EXC, .vector = VEC_DB, .payload = v->pending_dbg};
@@ -663,6 +664,9 @@ bool cpu_boundary(struct vcpu *v)
         take_nmi(v);
     if (interrupt_wanted(v, req))
         take_interrupt(v);
+    /* What guest mode watches (monitor trap flag, preemption timer) comes before a handler's first instruction. */
+    if (unlikely(v->guest_mode && v->rip != before) && (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATT_VIRT))
+        v->virt->boundary(v);
 
     if (unlikely(v->activity != ACTIVITY_ACTIVE)) {
         cpu_attention(v, ATT_IRQ_WINDOW);
