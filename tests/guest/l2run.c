@@ -51,11 +51,14 @@ static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 
 /*
- * MP tables (MultiProcessor Specification 1.4, chapter 4) for one processor and KVM's I/O APIC: with
- * them Linux uses the local APIC's timer instead of reprogramming the 8254 at every tick.
+ * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of one processor and KVM's I/O
+ * APIC: with it the guest uses its local APIC's timer instead of reprogramming the 8254 at every tick.
+ * "Hardware-reduced": there is no PM block, and nothing in the DSDT.
  */
-#define MP_AT 0x9fc00
-static uint8_t mp_sum(const uint8_t *p, size_t n)
+#define ACPI_AT 0xe0000
+#define RSDP_AT 0xf0000
+
+static uint8_t checksum(const uint8_t *p, size_t n)
 {
     uint8_t sum = 0;
     while (n--)
@@ -63,35 +66,41 @@ static uint8_t mp_sum(const uint8_t *p, size_t n)
     return (uint8_t)-sum;
 }
 
-static void write_mp_table(uint8_t *ram)
+static uint32_t acpi_table(uint8_t *ram, uint32_t at, const char *signature, uint8_t revision, uint32_t length)
 {
-    uint8_t *fp = ram + MP_AT, *t = fp + 16, *e = t + 44;
-    unsigned entries = 0;
-    static const uint8_t cpu[20] = {0, 0, 0x14, 3, 0xf0, 6, 8, 0, 1, 2};
-    static const uint8_t bus[8] = {1, 0, 'I', 'S', 'A', ' ', ' ', ' '};
-    static const uint8_t ioapic[8] = {2, 1, 0x11, 1, 0, 0, 0xc0, 0xfe};
-    memcpy(e, cpu, 20), e += 20, entries++;
-    memcpy(e, bus, 8), e += 8, entries++;
-    memcpy(e, ioapic, 8), e += 8, entries++;
-    for (uint8_t irq = 0; irq < 16; irq++) {
-        uint8_t pin[8] = {3, 0, 0, 0, 0, irq, 1, irq ? irq : 2}; /* the 8254 is on input 2 */
-        if (irq == 2)
-            continue;
-        memcpy(e, pin, 8);
-        e += 8, entries++;
-    }
-    static const uint8_t lint[2][8] = {{4, 3, 0, 0, 0, 0, 0, 0}, {4, 1, 0, 0, 0, 0, 0xff, 1}};
-    memcpy(e, lint, 16), e += 16, entries += 2;
-    memcpy(t, "PCMP", 4);
-    t[4] = (uint8_t)(e - t), t[5] = (uint8_t)((e - t) >> 8), t[6] = 4;
-    memcpy(t + 8, "NESTOR  L2RUN       ", 20);
-    t[34] = (uint8_t)entries;
-    put32(t + 36, 0xfee00000);
-    t[7] = mp_sum(t, (size_t)(e - t));
-    memcpy(fp, "_MP_", 4);
-    put32(fp + 4, MP_AT + 16);
-    fp[8] = 1, fp[9] = 4;
-    fp[10] = mp_sum(fp, 16);
+    uint8_t *t = ram + at;
+    memcpy(t, signature, 4);
+    put32(t + 4, length);
+    t[8] = revision;
+    memcpy(t + 10, "NESTORL2RUN  ", 14);
+    t[9] = checksum(t, length);
+    return at;
+}
+
+static void write_acpi(uint8_t *ram)
+{
+    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x400;
+    static const uint8_t cpu[8] = {0, 8, 0, 0, 1}, ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
+    static const uint8_t irq0[10] = {2, 10, 0, 0, 2};
+    uint32_t dsdt = acpi_table(ram, ACPI_AT, "DSDT", 2, 36);
+    put32(fadt + 112, 1u << 20); /* HW_REDUCED_ACPI */
+    fadt[131] = 1;               /* minor version */
+    put64(fadt + 140, dsdt);
+    put32(madt + 36, 0xfee00000);
+    put32(madt + 40, 1); /* an 8259 pair is there */
+    memcpy(e, cpu, 8), e += 8;
+    memcpy(e, ioapic, 12), e += 12;
+    memcpy(e, irq0, 10), e += 10; /* the 8254 is on input 2 */
+    put64(xsdt + 36, acpi_table(ram, ACPI_AT + 0x100, "FACP", 6, 276));
+    put64(xsdt + 44, acpi_table(ram, ACPI_AT + 0x300, "APIC", 4, (uint32_t)(e - madt)));
+    uint8_t *rsdp = ram + RSDP_AT;
+    memcpy(rsdp, "RSD PTR ", 8);
+    memcpy(rsdp + 9, "NESTOR", 6);
+    rsdp[15] = 2;
+    put32(rsdp + 20, 36);
+    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x400, "XSDT", 1, 52));
+    rsdp[8] = checksum(rsdp, 20);
+    rsdp[32] = checksum(rsdp, 36);
 }
 
 static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
@@ -112,10 +121,11 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     put32(zp + 0x218, (uint32_t)at);  /* ramdisk_image */
     put32(zp + 0x21c, (uint32_t)isize);
     put32(zp + 0x228, CMDLINE_AT);
-    zp[0x1e8] = 2; /* e820 entries */
+    zp[0x1e8] = 3; /* e820 entries */
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
     put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
-    write_mp_table(ram);
+    put64(zp + 0x2f8, ACPI_AT), put64(zp + 0x300, 0x20000), put32(zp + 0x308, 2);
+    write_acpi(ram);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
     put64(ram + GDT_AT + 0x18, 0x00cf93000000ffff);
     free(k);
@@ -252,7 +262,7 @@ static void handle_io(int vm, struct uart *u, struct kvm_run *run)
             else
                 *data = uart_read(vm, u, port - 0x3f8);
         } else if (run->io.direction == KVM_EXIT_IO_IN) {
-            memset(data, 0xff, run->io.size);
+            memset(data, port == 0x71 ? 0 : 0xff, run->io.size); /* an RTC that is not updating; open bus */
         }
     }
 }
