@@ -121,7 +121,7 @@ static void load_guest_registers(struct vcpu *v)
     cpu_put_rflags(v, f[VMCS_GUEST_RFLAGS]);
 }
 
-/* What is left after bits 5:3 are set. Loading Page-Directory-Pointer-Table Entries. */
+/* Loading Page-Directory-Pointer-Table Entries: those the checks have judged. */
 static void load_pdptes(struct vcpu *v, const struct vmx_snapshot *s)
 {
     if (!(v->cr0 & CR0_PG) || !(v->cr4 & CR4_PAE) || cpu_lma(v))

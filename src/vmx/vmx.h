@@ -92,7 +92,7 @@ struct vmx_caps {
 };
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v);
 bool vmx_caps_msr(const struct vmx_caps *caps, u32 msr, u64 *value);
-/* RDMSR of IA32_VMX_BASIC..0x493; false: no such MSR (#GP). Declared again in no other header. */
+/* RDMSR of IA32_VMX_BASIC..0x493; false: no such MSR (#GP). */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);
 static inline bool vmx_offers(const struct vmx_caps *c, enum vmx_control_index n)
 {
