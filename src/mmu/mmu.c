@@ -22,6 +22,63 @@
 #define BLOOM           4096u
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
+/* ---- bitmaps ---- */
+
+static inline void bit_set(u64 *map, unsigned n) { map[n / 64] |= BIT64(n % 64); }
+static inline void bit_clear(u64 *map, unsigned n) { map[n / 64] &= ~BIT64(n % 64); }
+static inline bool bit_test(const u64 *map, unsigned n) { return map[n / 64] >> (n % 64) & 1; }
+static inline unsigned page_hash(u64 addr) { return (unsigned)((addr >> PAGE_SHIFT) & (BLOOM - 1)); }
+/* Multiplied, so that user addresses do not share bits with a kernel's map of all memory. */
+static inline unsigned large_hash(gva_t la) { return (unsigned)((la >> 22) * 0x9e3779b97f4a7c15ull >> 52); }
+static inline unsigned huge_hash(gva_t la) { return (unsigned)((la >> 30) * 0x9e3779b97f4a7c15ull >> 55); }
+
+/* Where something about pages of a given size may be; bits are set when it comes, and cleared when a search finds none.
+ */
+struct filter {
+    u64 page[BLOOM / 64];
+    u64 large[BLOOM / 64]; /* 2 and 4 MiB, by 4 MiB region */
+    u64 huge[8];           /* 1 GiB */
+};
+enum { IN_PAGE = 1, IN_LARGE = 2, IN_HUGE = 4 };
+
+static unsigned filter_class(unsigned lg2) { return lg2 == PAGE_SHIFT ? IN_PAGE : lg2 < 30 ? IN_LARGE : IN_HUGE; }
+
+static unsigned filter_test(const struct filter *f, gva_t la)
+{
+    return (bit_test(f->page, page_hash(la)) ? IN_PAGE : 0) | (bit_test(f->large, large_hash(la)) ? IN_LARGE : 0) |
+           (bit_test(f->huge, huge_hash(la)) ? IN_HUGE : 0);
+}
+static void filter_set(struct filter *f, gva_t la, unsigned lg2)
+{
+    switch (filter_class(lg2)) {
+    case IN_PAGE:
+        bit_set(f->page, page_hash(la));
+        break;
+    case IN_LARGE:
+        bit_set(f->large, large_hash(la));
+        break;
+    default:
+        bit_set(f->huge, huge_hash(la));
+    }
+}
+static void filter_clear(struct filter *f, gva_t la, unsigned classes)
+{
+    if (classes & IN_PAGE)
+        bit_clear(f->page, page_hash(la));
+    if (classes & IN_LARGE)
+        bit_clear(f->large, large_hash(la));
+    if (classes & IN_HUGE)
+        bit_clear(f->huge, huge_hash(la));
+}
+/* The classes in which @a and @b share their bit. */
+static unsigned filter_shared(gva_t a, gva_t b)
+{
+    return (page_hash(a) == page_hash(b) ? IN_PAGE : 0) | (large_hash(a) == large_hash(b) ? IN_LARGE : 0) |
+           (huge_hash(a) == huge_hash(b) ? IN_HUGE : 0);
+}
+
+/* ---- the data ---- */
+
 /* What a slot knows beyond its tags; kept apart so that the tags stay dense. Low bits of .pa: */
 #define SIDE_PERMS  7u /* ACCESS_READ, _WRITE (dirty already), _EXEC */
 #define SIDE_GLOBAL BIT(3)
@@ -30,6 +87,7 @@ struct side {
     u64 page; /* linear page, TLB_NONE when the slot is empty */
     u64 pa;
 };
+static inline unsigned side_lg2(const struct side *s) { return (unsigned)bits_get(s->pa, 9, 4); }
 
 /* The entries of one privilege context. */
 struct array {
@@ -57,10 +115,9 @@ struct tlb {
     u64 used; /* stamp, for replacement */
     u64 base; /* CR3 base when last used */
     u64 pdpte[4];
-    /* Filters, so that INVLPG need not look at everything: bits are set at fills, cleared with the space. */
-    u64 large_bloom[BLOOM / 64];      /* by 2 MiB region: fragments of large pages may be cached */
-    u64 huge_bloom[8];                /* by 1 GiB region */
-    u64 exec_bloom[BLOOM / 64];       /* by page: code may be in the jump cache */
+    /* So that INVLPG need not look at everything. */
+    struct filter fragments;          /* large pages of which there are entries */
+    struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
     struct jump_cache_entry *jump[2]; /* supervisor, user; made on first use */
 };
 
@@ -81,16 +138,6 @@ struct mmu {
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
 };
-
-/* ---- bitmaps ---- */
-
-static inline void bit_set(u64 *map, unsigned n) { map[n / 64] |= BIT64(n % 64); }
-static inline void bit_clear(u64 *map, unsigned n) { map[n / 64] &= ~BIT64(n % 64); }
-static inline bool bit_test(const u64 *map, unsigned n) { return map[n / 64] >> (n % 64) & 1; }
-static inline unsigned page_hash(u64 addr) { return (unsigned)((addr >> PAGE_SHIFT) & (BLOOM - 1)); }
-/* Multiplied, so that user addresses do not share bits with a kernel's map of all memory. */
-static inline unsigned large_hash(gva_t la) { return (unsigned)((la >> 21) * 0x9e3779b97f4a7c15ull >> 52); }
-static inline unsigned huge_hash(gva_t la) { return (unsigned)((la >> 30) * 0x9e3779b97f4a7c15ull >> 55); }
 
 /* ---- dropping entries ---- */
 
@@ -133,28 +180,36 @@ static void jump_clear(struct tlb *t)
             jump_fill_empty(t->jump[i]);
 }
 
-/* Jump hints to the page, or all pages of a large one, at @la. */
-static void jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
+/*
+ * Forgets hints to the page of size @lg2 around @la. Returns the filter classes in which hints remain
+ * that share a bit with @la.
+ */
+static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 {
+    unsigned others = 0;
     for (unsigned i = 0; i < 2; i++) {
         struct jump_cache_entry *j = t->jump[i];
         if (!j)
             continue;
-        for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++)
+        for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++) {
+            if (!j[k].block)
+                continue;
             if (!((j[k].rip ^ la) >> lg2))
                 j[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+            else
+                others |= filter_shared(j[k].rip, la);
+        }
     }
+    return others;
 }
 
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
-    if (!keep_global) {
-        memset(t->large_bloom, 0, sizeof(t->large_bloom));
-        memset(t->huge_bloom, 0, sizeof(t->huge_bloom));
-        memset(t->exec_bloom, 0, sizeof(t->exec_bloom));
-    }
+    if (!keep_global)
+        memset(&t->fragments, 0, sizeof(t->fragments));
+    memset(&t->orphans, 0, sizeof(t->orphans));
     jump_clear(t);
 }
 
@@ -165,41 +220,61 @@ static inline bool drops(const struct array *a, unsigned slot, enum drop which)
     return which == DROP_ALL || bit_test(a->global, slot) == (which == DROP_GLOBAL);
 }
 
+/* Drops the fragments of large pages around @la. Returns the size, log2, of the largest executable one, or 0. */
+static unsigned drop_fragments(struct mmu *m, struct tlb *t, gva_t la, enum drop which)
+{
+    unsigned exec = 0, kept = 0;
+    for (unsigned c = 0; c < CONTEXTS; c++) {
+        struct array *a = &t->ctx[c];
+        for (unsigned i = 0; i < WORDS; i++)
+            for (u64 large = a->large[i]; large; large &= large - 1) {
+                unsigned slot = i * 64 + (unsigned)__builtin_ctzll(large);
+                const struct side *s = &a->side[slot];
+                unsigned lg2 = side_lg2(s);
+                if ((s->page ^ la) >> lg2 || !drops(a, slot, which)) {
+                    kept |= filter_class(lg2) & filter_shared(s->page, la);
+                    continue;
+                }
+                if ((s->pa & ACCESS_EXEC) && lg2 > exec)
+                    exec = lg2;
+                slot_drop(a, slot);
+                m->stats.flushed++;
+            }
+    }
+    filter_clear(&t->fragments, la, ~kept);
+    return exec;
+}
+
 /* One linear page of one space. */
 static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop which)
 {
     unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
+    unsigned reach = 0; /* log2 of the page whose jump hints must go */
     for (unsigned c = 0; c < CONTEXTS; c++) {
         struct array *a = &t->ctx[c];
-        if (a->side[slot].page == (la & PAGE_MASK) && drops(a, slot, which)) {
+        const struct side *s = &a->side[slot];
+        if (s->page != (la & PAGE_MASK) || side_lg2(s) != PAGE_SHIFT)
+            continue;
+        if (s->pa & ACCESS_EXEC)
+            reach = PAGE_SHIFT;
+        if (drops(a, slot, which)) {
             slot_drop(a, slot);
             m->stats.flushed++;
         }
     }
-    unsigned reach = PAGE_SHIFT;
-    if (unlikely(bit_test(t->large_bloom, large_hash(la)) || bit_test(t->huge_bloom, huge_hash(la)))) {
-        for (unsigned c = 0; c < CONTEXTS; c++) {
-            struct array *a = &t->ctx[c];
-            for (unsigned i = 0; i < WORDS; i++)
-                for (u64 large = a->large[i]; large; large &= large - 1) {
-                    unsigned s = i * 64 + (unsigned)__builtin_ctzll(large);
-                    unsigned lg2 = (unsigned)bits_get(a->side[s].pa, 9, 4);
-                    if ((a->side[s].page ^ la) >> lg2 || !drops(a, s, which))
-                        continue;
-                    slot_drop(a, s);
-                    m->stats.flushed++;
-                    if (lg2 > reach)
-                        reach = lg2;
-                }
-        }
-        /* Fragments may have been replaced since; their jump hints may still be there. */
-        if (bit_test(t->huge_bloom, huge_hash(la)))
-            reach = 30;
-        else if (reach < 22)
-            reach = 22;
+    if (unlikely(filter_test(&t->fragments, la))) {
+        unsigned exec = drop_fragments(m, t, la, which);
+        reach = exec > reach ? exec : reach;
     }
-    if (reach > PAGE_SHIFT || bit_test(t->exec_bloom, page_hash(la)))
-        jump_clear_range(t, la, reach);
+    unsigned orphans = filter_test(&t->orphans, la);
+    if (unlikely(orphans)) {
+        unsigned size = orphans & IN_HUGE ? 30 : orphans & IN_LARGE ? 22 : PAGE_SHIFT;
+        reach = size > reach ? size : reach;
+    }
+    if (reach) {
+        unsigned others = jump_clear_range(t, la, reach);
+        filter_clear(&t->orphans, la, ~others);
+    }
 }
 
 static void flushed(struct mmu *m)
@@ -530,6 +605,11 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     if (!w->dirty)
         perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
     bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
+    const struct side *old = &a->side[slot];
+    /* Jump hints outlive the entry through which the code was fetched. */
+    if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
+        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear))
+        filter_set(&tlb->orphans, old->page, side_lg2(old));
     a->side[slot].page = la & PAGE_MASK;
     a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
     bit_set(a->valid, slot);
@@ -539,19 +619,11 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
         bit_clear(a->global, slot);
     if (unlikely(w->lg2_linear > PAGE_SHIFT)) {
         bit_set(a->large, slot);
-        if (w->lg2_linear >= 30) {
-            bit_set(tlb->huge_bloom, huge_hash(la));
-        } else { /* 2 MiB, or both halves of 4 MiB */
-            bit_set(tlb->large_bloom, large_hash(la));
-            if (w->lg2_linear == 22)
-                bit_set(tlb->large_bloom, large_hash(la ^ BIT64(21)));
-        }
+        filter_set(&tlb->fragments, la, w->lg2_linear);
     } else {
         bit_clear(a->large, slot);
     }
     slot_grant(m, a, slot, t, ram);
-    if (a->e[slot].tag_exec != TLB_NONE)
-        bit_set(tlb->exec_bloom, page_hash(la));
 }
 
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w)
@@ -573,11 +645,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         if (s->page == (la & PAGE_MASK) && !(need & ~(u32)s->pa)) {
             m->stats.cached++;
             bool ram = target(m, v, (s->pa & PAGE_MASK) | (la & ~PAGE_MASK), write, t);
-            if (t->host && fill) { /* a page no longer tracked or watched is granted now */
+            if (t->host && fill) /* a page no longer tracked or watched is granted now */
                 slot_grant(m, a, slot, t, ram);
-                if (a->e[slot].tag_exec != TLB_NONE)
-                    bit_set(m->now->exec_bloom, page_hash(la));
-            }
             w->fault = WALK_OK;
             w->pa = t->pa;
             return true;

@@ -50,6 +50,50 @@ static void *read_file(const char *path, size_t *size)
 static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 
+/*
+ * MP tables (MultiProcessor Specification 1.4, chapter 4) for one processor and KVM's I/O APIC: with
+ * them Linux uses the local APIC's timer instead of reprogramming the 8254 at every tick.
+ */
+#define MP_AT 0x9fc00
+static uint8_t mp_sum(const uint8_t *p, size_t n)
+{
+    uint8_t sum = 0;
+    while (n--)
+        sum = (uint8_t)(sum + *p++);
+    return (uint8_t)-sum;
+}
+
+static void write_mp_table(uint8_t *ram)
+{
+    uint8_t *fp = ram + MP_AT, *t = fp + 16, *e = t + 44;
+    unsigned entries = 0;
+    static const uint8_t cpu[20] = {0, 0, 0x14, 3, 0xf0, 6, 8, 0, 1, 2};
+    static const uint8_t bus[8] = {1, 0, 'I', 'S', 'A', ' ', ' ', ' '};
+    static const uint8_t ioapic[8] = {2, 1, 0x11, 1, 0, 0, 0xc0, 0xfe};
+    memcpy(e, cpu, 20), e += 20, entries++;
+    memcpy(e, bus, 8), e += 8, entries++;
+    memcpy(e, ioapic, 8), e += 8, entries++;
+    for (uint8_t irq = 0; irq < 16; irq++) {
+        uint8_t pin[8] = {3, 0, 0, 0, 0, irq, 1, irq ? irq : 2}; /* the 8254 is on input 2 */
+        if (irq == 2)
+            continue;
+        memcpy(e, pin, 8);
+        e += 8, entries++;
+    }
+    static const uint8_t lint[2][8] = {{4, 3, 0, 0, 0, 0, 0, 0}, {4, 1, 0, 0, 0, 0, 0xff, 1}};
+    memcpy(e, lint, 16), e += 16, entries += 2;
+    memcpy(t, "PCMP", 4);
+    t[4] = (uint8_t)(e - t), t[5] = (uint8_t)((e - t) >> 8), t[6] = 4;
+    memcpy(t + 8, "NESTOR  L2RUN       ", 20);
+    t[34] = (uint8_t)entries;
+    put32(t + 36, 0xfee00000);
+    t[7] = mp_sum(t, (size_t)(e - t));
+    memcpy(fp, "_MP_", 4);
+    put32(fp + 4, MP_AT + 16);
+    fp[8] = 1, fp[9] = 4;
+    fp[10] = mp_sum(fp, 16);
+}
+
 static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
 {
     size_t ksize, isize;
@@ -71,6 +115,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     zp[0x1e8] = 2; /* e820 entries */
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
     put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
+    write_mp_table(ram);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
     put64(ram + GDT_AT + 0x18, 0x00cf93000000ffff);
     free(k);
@@ -155,6 +200,24 @@ static void set_cpuid(int kvm, int cpu)
         die("KVM_SET_CPUID2");
 }
 
+/* IA32_MISC_ENABLE as firmware leaves it: without fast strings Linux drops ERMS but keeps FSRM, and its
+ * memmove() relies on the two going together. */
+static void set_msrs(int cpu)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } m;
+    memset(&m, 0, sizeof(m));
+    m.head.nmsrs = 1;
+    m.entry.index = 0x1a0;
+    if (ioctl(cpu, KVM_GET_MSRS, &m) != 1)
+        die("KVM_GET_MSRS");
+    m.entry.data |= 1;
+    if (ioctl(cpu, KVM_SET_MSRS, &m) != 1)
+        die("KVM_SET_MSRS");
+}
+
 static void set_registers(int cpu)
 {
     struct kvm_sregs s;
@@ -229,6 +292,7 @@ int main(int argc, char **argv)
     if (size < 0 || run == MAP_FAILED)
         die("KVM_GET_VCPU_MMAP_SIZE");
     set_cpuid(kvm, cpu);
+    set_msrs(cpu);
     set_registers(cpu);
     struct uart uart = {0};
     int status = -1;
