@@ -1,6 +1,7 @@
 /* The cache of decoded blocks: see block.h. */
 #include "cpu/block.h"
 #include "cpu/cpu.h"
+#include "cpu/models.h"
 #include "base/log.h"
 
 #include <stdlib.h>
@@ -112,6 +113,7 @@ static void decode_context(const struct vcpu *v, struct decode_ctx *ctx)
     *ctx = (struct decode_ctx){
         .mode = v->code_mode,
         .real_or_v86 = v->mode == MODE_REAL || v->mode == MODE_V86,
+        .amd = v->model && v->model->vendor == VENDOR_AMD,
         .features = v->features,
     };
 }

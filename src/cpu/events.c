@@ -564,7 +564,8 @@ static bool nmi_wanted(struct vcpu *v, u32 req)
 {
     if (!(req & REQ_NMI) && !v->nmi_pending)
         return false;
-    if (!v->gif || (v->shadow & SHADOW_MOVSS))
+    /* STI may hold NMIs for one instruction like MOV SS (SDM vol. 2 "STI"); here as on most processors it does. */
+    if (!v->gif || v->shadow)
         return false;
     return v->guest_mode ? v->virt->nmi_enabled(v) : !v->nmi_blocked;
 }

@@ -246,7 +246,8 @@ void insn_invpcid(struct vcpu *v, const struct insn *i)
         cpu_gp0(v);
     if (type <= INVPCID_CONTEXT && pcid && !(v->cr4 & CR4_PCIDE))
         cpu_gp0(v);
-    if (type == INVPCID_ADDRESS && !cpu_canonical(v, la))
+    /* As for base registers, what counts is the widest address the processor knows, not CR4.LA57. */
+    if (type == INVPCID_ADDRESS && !cpu_canonical_any(v, la))
         cpu_gp0(v);
     mmu_invpcid(v, (enum invpcid_type)type, (u16)pcid, la);
 }

@@ -106,6 +106,11 @@ int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry
 {
     /* Linux's 32-bit boot protocol wants __BOOT_CS = 0x10 and __BOOT_DS = 0x18; nobody minds them. */
     static const u64 gdt[4] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+    /* What firmware leaves to real-mode code: every vector leads to an IRET where PC BIOSes have one. */
+    static const u8 iret = 0xcf;
+    for (unsigned n = 0; n < 256; n++)
+        physmap_store(pm, n * 4, 0xf000ff53, 4);
+    physmap_write(pm, 0xfff53, &iret, 1);
     *entry = (struct boot_entry){.gdt = BOOT_GDT_AT, .gdt_limit = sizeof(gdt) - 1};
     physmap_write(pm, BOOT_GDT_AT, gdt, sizeof(gdt));
     return loaders[b->kind]->load(b, pm, entry, err);

@@ -4,7 +4,7 @@
 
 /* Low memory that the loaders share. */
 #define BOOT_GDT_AT 0x800
-#define BOOT_INFO_AT 0x9000    /* multiboot or PVH information and what it points to, up to 0x10000 */
+#define BOOT_INFO_AT 0x9000    /* PVH information and what it points to, up to 0x10000 */
 #define BOOT_PARAMS_AT 0x10000 /* Linux's zero page */
 #define BOOT_CMDLINE_AT 0x11000 /* up to 0x20000 */
 #define BOOT_CMDLINE_MAX (0x20000 - BOOT_CMDLINE_AT)

@@ -9,6 +9,8 @@
 #define FLAG_VIDEO BIT(2)
 #define FLAG_ADDRESSES BIT(16)
 
+#define INFO_SIZE 0x7000u /* the information structure and everything it points to */
+
 static long header_at(const struct boot_file *f)
 {
     for (size_t at = 0; at + 12 <= f->size && at + 12 <= 8192; at += 4) {
@@ -53,6 +55,21 @@ static int place(const struct boot *b, struct physmap *pm, struct elf_layout *la
     return 0;
 }
 
+static u64 module_at(const struct elf_layout *l) { return (l->high + PAGE_SIZE - 1) & PAGE_MASK; }
+
+/*
+ * Where the information goes: low memory if the image leaves it alone (one linked at 0x8000 does not),
+ * else behind the image and its module.
+ */
+static u64 info_at(const struct boot *b, const struct elf_layout *l)
+{
+    static const u64 low[] = {0x9000, MAP_EBDA - 0xc00 - INFO_SIZE};
+    for (unsigned n = 0; n < ARRAY_SIZE(low); n++)
+        if (l->high <= low[n] || l->low >= low[n] + INFO_SIZE)
+            return low[n];
+    return module_at(l) + ((b->initrd.size + PAGE_SIZE - 1) & PAGE_MASK);
+}
+
 static int check(const struct boot *b, struct error *err)
 {
     struct elf_layout layout;
@@ -61,9 +78,12 @@ static int check(const struct boot *b, struct error *err)
         return error_set(err, "kernel %s: needs multiboot features %#x that are not known", b->kernel.path, flags & 0xffff);
     if (place(b, NULL, &layout, err))
         return -1;
-    u64 module = (layout.high + PAGE_SIZE - 1) & PAGE_MASK;
-    if (b->initrd.path && b->initrd.size > memmap_low_ram(b->ram) - module)
+    u64 module = module_at(&layout), top = memmap_low_ram(b->ram);
+    if (b->initrd.path && (module > top || b->initrd.size > top - module))
         return error_set(err, "initrd %s: its %zu bytes do not fit behind the kernel", b->initrd.path, b->initrd.size);
+    if (info_at(b, &layout) + INFO_SIZE > top)
+        return error_set(err, "kernel %s: leaves no room for the multiboot information in %llu MiB", b->kernel.path,
+                         (unsigned long long)(b->ram >> 20));
     if (strlen(b->append) + strlen(b->kernel.path) > 0x4000)
         return error_set(err, "--append: %zu characters long, expected at most 16 KiB", strlen(b->append));
     return 0;
@@ -74,7 +94,8 @@ static int load(const struct boot *b, struct physmap *pm, struct boot_entry *ent
     struct elf_layout layout;
     if (place(b, pm, &layout, err))
         return -1;
-    u8 info[0x7000] = {0}; /* the information structure and everything it points to */
+    u8 info[INFO_SIZE] = {0};
+    u64 info_pa = info_at(b, &layout);
     u32 cmdline = 0x400, map = 0x100, module = 0x80, name = 0xc0;
     u32 flags = BIT(0) | BIT(2) | BIT(6) | BIT(9);
     const char *base = strrchr(b->kernel.path, '/');
@@ -97,25 +118,25 @@ static int load(const struct boot *b, struct physmap *pm, struct boot_entry *ent
     }
     store32(info + 4, (u32)(MAP_EBDA >> 10));
     store32(info + 8, (u32)((memmap_low_ram(b->ram) - 0x100000) >> 10));
-    store32(info + 16, BOOT_INFO_AT + cmdline);
+    store32(info + 16, (u32)info_pa + cmdline);
     if (b->initrd.path) {
-        u64 at = (layout.high + PAGE_SIZE - 1) & PAGE_MASK;
+        u64 at = module_at(&layout);
         flags |= BIT(3);
         physmap_write(pm, at, b->initrd.data, b->initrd.size);
         store32(info + 20, 1);
-        store32(info + 24, BOOT_INFO_AT + module);
+        store32(info + 24, (u32)info_pa + module);
         store32(info + module, (u32)at);
         store32(info + module + 4, (u32)(at + b->initrd.size));
-        store32(info + module + 8, BOOT_INFO_AT + name);
+        store32(info + module + 8, (u32)info_pa + name);
     }
     store32(info + 44, 24 * entries);
-    store32(info + 48, BOOT_INFO_AT + map);
-    store32(info + 64, BOOT_INFO_AT + name);
+    store32(info + 48, (u32)info_pa + map);
+    store32(info + 64, (u32)info_pa + name);
     store32(info, flags);
-    physmap_write(pm, BOOT_INFO_AT, info, sizeof(info));
+    physmap_write(pm, info_pa, info, sizeof(info));
     entry->eip = (u32)layout.entry;
     entry->eax = LOADER_MAGIC;
-    entry->ebx = BOOT_INFO_AT;
+    entry->ebx = (u32)info_pa;
     return 0;
 }
 

@@ -191,6 +191,17 @@ int machine_add_devices(struct nestor *m, struct error *err)
     return 0;
 }
 
+/* The vectors that PC firmware gives the interrupt controllers: 08H..0FH and 70H..77H, every input open. */
+static void firmware_pic(struct pio_bus *pio)
+{
+    static const struct { u16 port; u8 value; } writes[] = {
+        {0x20, 0x11}, {0x21, 0x08}, {0x21, 0x04}, {0x21, 0x01}, {0x21, 0},
+        {0xa0, 0x11}, {0xa1, 0x70}, {0xa1, 0x02}, {0xa1, 0x01}, {0xa1, 0},
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(writes); n++)
+        pio_write(pio, writes[n].port, writes[n].value, 1);
+}
+
 void machine_reset_devices(struct nestor *m)
 {
     struct machine_devices *d = m->devices;
@@ -200,6 +211,7 @@ void machine_reset_devices(struct nestor *m)
     }
     ioapic_reset(d->ioapic);
     i8259_reset(d->pic);
+    firmware_pic(m->pio);
     i8254_reset(d->pit);
     hpet_reset(d->hpet);
     rtc_reset(d->rtc);

@@ -136,12 +136,12 @@ static void foreign_files_are_refused(void **state)
     assert_non_null(strstr(err.text, "not a regular file"));
 }
 
-/* An ELF32 image with a multiboot header, one segment at 4 MiB with @memsz bytes. */
-static size_t make_multiboot(u8 *k, u32 memsz, u16 machine)
+/* An ELF32 image with a multiboot header, one segment at @at with @memsz bytes. */
+static size_t make_multiboot_at(u8 *k, u32 at, u32 memsz, u16 machine)
 {
     Elf32_Ehdr h = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, 1}, .e_type = ET_EXEC, .e_machine = machine,
-                    .e_entry = 0x400010, .e_phoff = sizeof(h), .e_phentsize = sizeof(Elf32_Phdr), .e_phnum = 1};
-    Elf32_Phdr p = {.p_type = PT_LOAD, .p_offset = 256, .p_paddr = 0x400000, .p_filesz = 64, .p_memsz = memsz};
+                    .e_entry = at + 16, .e_phoff = sizeof(h), .e_phentsize = sizeof(Elf32_Phdr), .e_phnum = 1};
+    Elf32_Phdr p = {.p_type = PT_LOAD, .p_offset = 256, .p_paddr = at, .p_filesz = 64, .p_memsz = memsz};
     memset(k, 0, 320);
     memcpy(k, &h, sizeof(h));
     memcpy(k + sizeof(h), &p, sizeof(p));
@@ -149,6 +149,36 @@ static size_t make_multiboot(u8 *k, u32 memsz, u16 machine)
     store32(k + 264, -0x1badb002u);
     memset(k + 272, 0xcc, 48);
     return 320;
+}
+
+static size_t make_multiboot(u8 *k, u32 memsz, u16 machine) { return make_multiboot_at(k, 0x400000, memsz, machine); }
+
+/* The information never overwrites the image, wherever that was linked. */
+static void multiboot_information_avoids_the_image(void **state)
+{
+    (void)state;
+    static const struct { u32 at, size; } images[] = {{0x8000, 0x5a30}, {0xf000, 0x1000}, {0x8000, 0x93000}, {0x600, 0x9f600}};
+    static u8 k[320];
+    for (unsigned n = 0; n < ARRAY_SIZE(images); n++) {
+        struct file f;
+        struct boot b;
+        struct boot_entry entry;
+        struct error err = {""};
+        u8 byte = 0, info[20];
+        struct physmap *pm = physmap_new();
+        assert_int_equal(physmap_add_ram(pm, 0, RAM, "ram", &err), 0);
+        write_file(&f, k, make_multiboot_at(k, images[n].at, images[n].size, EM_386));
+        assert_int_equal(boot_open(&b, f.path, f.path, "x", RAM, &err), 0);
+        assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
+        assert_true(entry.ebx >= images[n].at + images[n].size || entry.ebx + 0x7000 <= images[n].at);
+        physmap_read(pm, entry.ebx, info, sizeof(info));
+        assert_int_equal(load32(info) & 4, 4);
+        physmap_read(pm, images[n].at + 63, &byte, 1);
+        assert_int_equal(byte, 0xcc);
+        boot_close(&b);
+        physmap_free(pm);
+        unlink(f.path);
+    }
 }
 
 static void multiboot_is_loaded(void **state)
@@ -200,6 +230,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linux_is_loaded),     cmocka_unit_test(linux_is_refused),     cmocka_unit_test(foreign_files_are_refused),
         cmocka_unit_test(multiboot_is_loaded), cmocka_unit_test(multiboot_is_refused),
+        cmocka_unit_test(multiboot_information_avoids_the_image),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

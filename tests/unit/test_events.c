@@ -252,6 +252,20 @@ static void nmi_blocks_until_iret(void **state)
     assert_true(g->v->nmi_blocked);
 }
 
+static void sti_holds_nmis(void **state)
+{
+    struct guest *g = *state;
+    CODE_AT(g, CODE, 0xfb, 0x90, 0x90); /* sti; nop; nop */
+    CODE_AT(g, HANDLER(VEC_NMI), 0x90);
+    run(g, 1);
+    vcpu_request(g->v, REQ_NMI);
+    run(g, 1);
+    assert_int_equal(g->v->rip, CODE + 2);
+    run(g, 1);
+    assert_int_equal(g->v->rip, HANDLER(VEC_NMI) + 1);
+    assert_int_equal(pushed(g, 0), CODE + 2);
+}
+
 /* A trap, an NMI and an interrupt at one boundary: the trap is delivered first, so its frame is lowest. */
 static void priority(void **state)
 {
@@ -413,7 +427,7 @@ int main(void)
         cmocka_unit_test(error_codes), T(same_level), T(inner_level), T(gate_privilege), T(icebp), T(real_mode), T(long_mode),
         T(ist), T(iretq_to_non_canonical), T(iretq_to_compat), T(syscall_round_trip), T(double_fault),
         T(benign_then_contributory), T(triple_fault), T(interrupt_waits_for_if_and_shadow), T(sti_hlt),
-        T(nmi_blocks_until_iret), T(priority), T(single_step_starts_after_popf), T(code_breakpoint),
+        T(nmi_blocks_until_iret), T(sti_holds_nmis), T(priority), T(single_step_starts_after_popf), T(code_breakpoint),
         T(data_breakpoint_waits_for_mov_ss), T(sipi_starts_the_processor), T(exit_request_ends_the_slice_once), T(v86_and_back),
         T(v86_iopl), T(vme_redirects),
     };
