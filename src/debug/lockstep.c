@@ -227,7 +227,7 @@ static void compare(struct vcpu *v, struct block *b, unsigned first, unsigned co
 
 static enum hot_result both(struct vcpu *v, struct block *b, const struct context *c)
 {
-    if (v->budget_end - v->icount < b->n)
+    if (v->budget_end - v->icount < b->n || attention(v))
         return HOT_COLD;
     struct interp *ip = v->interp;
     struct recorder record, *r = &record;

@@ -273,6 +273,9 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
 static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
 {
     struct jit *j = v->jit;
+    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
+    if (unlikely(attention(v)))
+        return HOT_COLD;
     if (!b->code) {
         j->pending = 0;
         if (++b->heat < j->heat || !b->host || !mode_ok(v))

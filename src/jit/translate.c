@@ -75,7 +75,7 @@ static void flag_effects(const struct insn *i, bool native, u32 *reads, u32 *wri
      * logical operations and shifts, which the interpreter runs without loading the flags either. */
     bool logic = plain && (row->opcode < 0x40 || row->opcode == 0x80 || row->opcode == 0x81 || row->opcode == 0x82 ||
                            row->opcode == 0x83 || row->opcode == 0x84 || row->opcode == 0x85 || row->opcode == 0xa8 ||
-                           row->opcode == 0xa9 || row->opcode == 0xf6 || row->opcode == 0xf7);
+                           row->opcode == 0xa9 || (row->opcode >= 0xf6 && row->opcode <= 0xf7 && ext < 4));
     if (!logic && !(shift && ext >= 4))
         r |= u;
     *reads = r;
@@ -357,7 +357,7 @@ static void reg_store(struct tr *t, unsigned r, unsigned host)
 enum kind {
     K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
     K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
-    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_XADD, K_MULTIPLY,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY,
 };
 
 /* Operands of a row that K_COPY can place. */
@@ -414,6 +414,20 @@ static bool copy_possible(bool wide, const struct insn *i, const struct insn_row
     return i->opsize != 2 || row->vex == 0;
 }
 
+/* One-operand MUL and IMUL, and CMPXCHG, work in the host's RAX: their other operands must be elsewhere. */
+static bool rm_placed(bool wide, const struct insn *i, bool byte)
+{
+    if (i->flags & INSN_MEM)
+        return ea_possible(wide, i);
+    return byte ? !(i->rm8 & 7) && in_host(i->rm8 / 8u) : in_host(i->rm);
+}
+static bool multiply_possible(bool wide, const struct insn *i) { return rm_placed(wide, i, !(i->opcode & 1)); }
+static bool cmpxchg_possible(bool wide, const struct insn *i)
+{
+    bool byte = !(i->opcode & 1);
+    return rm_placed(wide, i, byte) && (byte ? !(i->reg8 & 7) && in_host(i->reg8 / 8u) : in_host(i->reg));
+}
+
 static enum kind kind_of(bool wide, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
@@ -435,7 +449,13 @@ static enum kind kind_of(bool wide, const struct insn *i)
         case 0x8d:
             return i->adsize == 2 || !fits32(i->disp - 65536) || !fits32(i->disp + 65536) ? K_CALL : K_LEA;
         case 0x90:
-            return i->rm == 0 && row->nopnd == 0 ? K_NOP : i->opsize >= 4 || i->opsize == 2 ? K_XCHG : K_CALL;
+            return row->nopnd ? K_XCHG : K_NOP;
+        case 0x86: case 0x87:
+            return copy_possible(wide, i, row) ? K_COPY : K_CALL;
+        case 0xf6: case 0xf7:
+            if (ext == 4 || ext == 5) /* DIV and IDIV may fault on the host */
+                return multiply_possible(wide, i) ? K_MULTIPLY : K_CALL;
+            break;
         case 0x68: case 0x6a:
             return size == stack ? K_PUSH_IMM : K_CALL;
         case 0xe8:
@@ -462,8 +482,16 @@ static enum kind kind_of(bool wide, const struct insn *i)
         if (op >= 0x58 && op <= 0x5f)
             return size == stack ? K_POP_REG : K_CALL;
     }
-    if (row->vex == 0 && row->map == 1 && row->pp == 0 && (op & 0xf0) == 0x80)
-        return i->opsize == stack ? K_JCC : K_CALL;
+    if (row->vex == 0 && row->map == 1) {
+        if (op == 0x0d || (op >= 0x18 && op <= 0x1f))
+            return row->jit == JIT_EMIT ? K_NOP : K_CALL; /* hints */
+        if (row->pp == 0 && (op & 0xf0) == 0x80)
+            return i->opsize == stack ? K_JCC : K_CALL;
+        if (op == 0xb0 || op == 0xb1)
+            return cmpxchg_possible(wide, i) ? K_CMPXCHG : K_CALL;
+        if (op == 0xc0 || op == 0xc1)
+            return copy_possible(wide, i, row) ? K_COPY : K_CALL;
+    }
     if (row->jit != JIT_COPY)
         return K_CALL;
     return copy_possible(wide, i, row) ? K_COPY : K_CALL;
@@ -483,6 +511,7 @@ static void emit_copy(struct tr *t, const struct insn *i)
     struct encode_regs e = {.index = REG_NONE, .reg = 0, .rm = 0};
     unsigned mem_size = 0, mem_access = 0, r_reg = 0, r_rm = 0;
     bool cl = false, high = false;
+    bool locked = (i->flags & INSN_LOCK) || (!row->vex && row->map == 0 && (row->opcode & 0xfe) == 0x86); /* XCHG */
     for (unsigned n = 0; n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
         switch (o->kind) {
@@ -518,10 +547,10 @@ static void emit_copy(struct tr *t, const struct insn *i)
         if (cl) { /* RCX is for the count */
             put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, 0, m.disp);
             m = (struct mem){H_RAX, H_NONE, 0};
-        } else if (high || (i->flags & INSN_LOCK)) {
+        } else if (high || locked) {
             mem_to_rcx(t, &m);
         }
-        if ((i->flags & INSN_LOCK) && mem_size > 1) { /* no split locks on the host */
+        if (locked && mem_size > 1) { /* no split locks on the host */
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
@@ -562,6 +591,59 @@ static void emit_copy(struct tr *t, const struct insn *i)
         reg_store(t, r_reg, H_RAX);
     if (rm_scratch && (rm->access & 2))
         reg_store(t, r_rm, rm_in);
+}
+
+/*
+ * The operands of emit_multiply() and emit_cmpxchg(): RAX of the host is the guest's for the time of
+ * the instruction. A locked access that the host would split takes the slow path.
+ */
+static void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
+{
+    struct code_buf *c = t->c;
+    struct encode_regs e = {.index = REG_NONE, .reg = host_of[(size == 1 ? i->reg8 / 8u : i->reg) & 15]};
+    struct mem m;
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, size, write, &m);
+        if (write && size > 1 && (i->flags & INSN_LOCK)) {
+            mem_to_rcx(t, &m);
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, size - 1);
+            slow_if(t, CC_NE);
+        }
+        e.base = m.base;
+        e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.disp = m.disp;
+    } else {
+        e.rm = host_of[size == 1 ? i->rm8 / 8u : i->rm];
+    }
+    flags_want(t);
+    /* CMPXCHG with the accumulator itself as destination */
+    if (write && !(i->flags & INSN_MEM) && e.rm == host_of[RAX])
+        e.rm = H_RAX;
+    reg_load(t, H_RAX, RAX);
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, &e, code);
+    if (!len)
+        panic("jit: %s cannot be re-encoded", insn_row(i)->encoding);
+    put_bytes(c, code, len);
+    reg_store(t, RAX, H_RAX);
+}
+
+/* XCHG with the accumulator. */
+static void emit_xchg(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    unsigned other = host_of[i->rm];
+    if (!in_host(i->rm)) {
+        reg_load(t, H_RAX, i->rm);
+        other = H_RAX;
+    }
+    if (i->opsize == 2)
+        put1(c, 0x66);
+    put_rr(c, i->opsize == 8, 0x87, other, host_of[RAX]);
+    if (!in_host(i->rm))
+        reg_store(t, i->rm, H_RAX);
 }
 
 /* op accumulator, immediate: the short forms name the host's, so the long ones are used. */
@@ -1053,7 +1135,9 @@ static bool emit_insn(struct tr *t, bool last)
     case K_CALL_REL: emit_call_rel(t, i); return true;
     case K_CALL_IND: emit_call_ind(t, i); return true;
     case K_RET: emit_ret(t, i); return true;
-    case K_XCHG: case K_CMPXCHG: case K_XADD: case K_MULTIPLY: break;
+    case K_XCHG: emit_xchg(t, i); break;
+    case K_MULTIPLY: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, false); break;
+    case K_CMPXCHG: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, true); break;
     }
     flags_written(t, writes);
     slow_back(t);
