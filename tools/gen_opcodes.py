@@ -40,7 +40,7 @@ SEGS = {'ES': 0, 'CS': 1, 'SS': 2, 'DS': 3, 'FS': 4, 'GS': 5}
 GPR_FIXED = {}
 for _n, _r in enumerate(('A', 'C', 'D', 'B')):
     GPR_FIXED.update({_r + 'L': (_n, 'b'), _r + 'X': (_n, 'w'), 'E' + _r + 'X': (_n, 'd'), 'R' + _r + 'X': (_n, 'q'),
-                      'r' + _r + 'X': (_n, 'v'), 'e' + _r + 'X': (_n, 'z')})
+                      'r' + _r + 'X': (_n, 'v'), 'e' + _r + 'X': (_n, 'z'), 'y' + _r + 'X': (_n, 'y')})
 SIZES = {  # letter -> operand.size
     'b': '1', 'w': '2', 'd': '4', 'q': '8', 'dq': '16', 'qq': '32', 't': '10', 'v': 'OPSZ_V', 'z': 'OPSZ_Z',
     'y': 'OPSZ_Y', 'x': 'OPSZ_X', 'xh': 'OPSZ_XH', 'xq': 'OPSZ_XQ', 'xe': 'OPSZ_XE', 'p': 'OPSZ_P', 's': 'OPSZ_S', 'a': 'OPSZ_P',
@@ -325,7 +325,7 @@ def finish_row(row):
     real = [o for o in sizes if o.letter != 'fixed'] or sizes
     if row.rule is None:
         variable = {o.size for o in row.opnd if o.letter not in ('I', 'J')} & VAR_SIZES
-        if real and all(o.size == 'b' for o in real if not (o.letter == 'fixed' and o.size == 'w')):
+        if any(o.size == 'b' for o in real) and all(o.size == 'b' for o in real if not (o.letter == 'fixed' and o.size == 'w')):
             row.rule = 'B'
         elif len(row.opnd) > 1 and row.opnd[0].size == 'w' and row.opnd[0].letter == 'fixed' and \
                 all(o.size == 'b' for o in row.opnd[1:]):

@@ -179,6 +179,7 @@ static int finish(const struct command *c, struct nestor *n, struct nestor_resul
         return EXIT_HALTED;
     case NESTOR_TIMEOUT:
         fprintf(stderr, "nestor %s: no end after %g seconds (--timeout)\n", c->name, timeout);
+        nestor_print_registers(n, stderr);
         return EXIT_TIMEOUT;
     case NESTOR_STOPPED:
         return EXIT_INTERRUPTED;

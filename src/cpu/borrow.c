@@ -53,6 +53,7 @@ struct thunk {
     };
     struct place reg, rm, vvvv, is4;
     struct x87_op x87op;
+    u8 narrowing; /* elements CVTSD2SS or CVTPD2PS converts; else 0 */
     bool is_x87, mmx, mxcsr, byte_reg, byte_rm;
     u8 mmx_written;  /* bit 0: reg, bit 1: rm is an MMX destination */
     u8 mem_access;   /* 1 read, 2 written; 0: no memory operand */
@@ -333,13 +334,13 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         *places[s] = place_of(kinds[s]);
         t->mmx |= kinds[s] == KIND_MMX;
     }
-    /* CVTPI2PS is the one MMX row that enters the MMX state even with a memory source. */
-    t->mmx |= (row->checks & CHK_MMX) && mem && !(row->map == 1 && row->opcode == 0x2a && row->pp == 1);
     t->byte_reg = kinds[SLOT_REG] == KIND_GPR8;
     t->byte_rm = kinds[SLOT_RM] == KIND_GPR8;
     t->mmx_written = (u8)((kinds[SLOT_REG] == KIND_MMX && (access[SLOT_REG] & 2) ? 1 : 0) |
                           (kinds[SLOT_RM] == KIND_MMX && (access[SLOT_RM] & 2) ? 2 : 0));
     t->mxcsr = uses_mxcsr(row);
+    if (row->map == 1 && row->opcode == 0x5a && row->pp & 1) /* 66: packed, F2: scalar */
+        t->narrowing = row->pp == 3 ? 1 : row->vex && i->vl ? 4 : 2;
     if (t->mem_access)
         t->align = (u8)host_alignment(row, t->mem_size);
 
@@ -563,7 +564,26 @@ struct operands {
     void *reg, *rm, *vvvv, *is4;
 };
 
-/* Some exception is unmasked (or MXCSR has bits the host lacks): run masked on copies, then decide. */
+/*
+ * Whether converting the double @bits to single precision with unbounded exponent range would be
+ * inexact: an unmasked underflow or overflow reports that, not the loss that its masked response adds.
+ */
+static bool narrowing_inexact(u64 bits, bool daz)
+{
+    u64 fraction = bits & BITS64(51, 0), exponent = bits >> 52 & 0x7ff;
+    if (exponent == 0x7ff || (exponent == 0 && (fraction == 0 || daz)))
+        return false;
+    if (exponent)
+        fraction |= BIT64(52);
+    return 63 - __builtin_clzll(fraction) - __builtin_ctzll(fraction) >= 24;
+}
+
+/*
+ * Some exception is unmasked (or MXCSR has bits the host lacks): run masked on copies, then decide.
+ * One flag is not the hardware's to the letter: with an unmasked underflow or overflow of a
+ * multiplication, division or FMA, PE says whether the masked response is inexact, where a processor
+ * looks at the result with unbounded exponent. Narrowing conversions, where the two often differ, are exact.
+ */
 static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const struct operands *o)
 {
     struct saved { u8 b[64]; } saved[2];
@@ -575,6 +595,8 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
     for (unsigned n = 0; n < 2; n++)
         if (at[n] && size[n] > 1)
             memcpy(saved[n].b, at[n], size[n]);
+    u8 n_source[32]; /* the destination may be the source */
+    memcpy(n_source, o->rm, t->narrowing * 8u);
     u32 run = (guest & 0xffc0u & ~MXCSR_FLAGS) | MXCSR_MASKS;
     u32 raised = 0;
     if (unmasked & BIT(4)) {
@@ -593,6 +615,14 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
     t->simd(v, o->reg, o->rm, o->vvvv, o->is4);
     raised |= v->mxcsr & MXCSR_FLAGS;
     _mm_setcsr(HOST_MXCSR);
+    if (t->narrowing && (raised & unmasked & (BIT(3) | BIT(4)))) {
+        raised &= ~BIT(5);
+        for (unsigned n = 0; n < t->narrowing; n++)
+            if (narrowing_inexact(load64(n_source + 8 * n), guest & BIT(6)))
+                raised |= BIT(5);
+        if (raised & ~unmasked & BIT(3))
+            raised |= BIT(5);
+    }
     u32 before = raised & (BIT(0) | BIT(1) | BIT(2)); /* invalid, denormal, divide by zero */
     if (!(raised & unmasked)) {
         v->mxcsr = guest | raised;
@@ -644,9 +674,8 @@ static void mark_mmx(struct vcpu *v, const struct insn *i, const struct thunk *t
 
 /*
  * MMX: the registers are the mantissas of the physical x87 registers, and whatever the instruction
- * does TOP becomes 0 and every register valid; an instruction that faults changes neither, so the
- * whole runs on a state that is put back by a failing access (SDM vol. 1, 9.5 "Compatibility with
- * x87 FPU Architecture").
+ * does TOP becomes 0 and every register valid (SDM vol. 1, 9.5 "Compatibility with x87 FPU
+ * Architecture"). Accesses are checked first: one that faults changes neither.
  */
 static void run_mmx(struct vcpu *v, const struct insn *i, const struct thunk *t)
 {
@@ -660,34 +689,12 @@ static void run_mmx(struct vcpu *v, const struct insn *i, const struct thunk *t)
         if (t->mem_access & 2)
             mem_probe_write(v, i->seg, ea, t->mem_size);
     }
-    unsigned top = v->x87.fsw >> 11 & 7;
-    if (top)
-        x87_set_top(v, 0); /* so that st[n] is MMn */
-    if (t->mxcsr && unlikely((v->mxcsr & MXCSR_MASKS) != MXCSR_MASKS)) {
-        /* CVTPS2PI and its kin may raise #XM, which leaves the x87 state alone. */
-        struct x87 before = v->x87;
-        u32 mxcsr = v->mxcsr, unmasked = ~(mxcsr >> 7) & MXCSR_FLAGS;
-        union vec_reg dst = v->vec[i->reg & 31];
-        o = (struct operands){ place_at(v, &t->reg, i->reg), t->mem_access ? buf : place_at(v, &t->rm, i->rm), NULL, NULL };
-        v->mxcsr = (mxcsr & 0xffc0u) | MXCSR_MASKS;
-        t->simd(v, o.reg, o.rm, NULL, NULL);
-        _mm_setcsr(HOST_MXCSR);
-        u32 raised = v->mxcsr & MXCSR_FLAGS, early = raised & 7;
-        v->mxcsr = mxcsr | (early & unmasked ? early : raised);
-        if (raised & unmasked) {
-            v->x87 = before;
-            v->vec[i->reg & 31] = dst;
-            x87_set_top(v, top);
-            cpu_raise(v, v->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
-        }
-    } else {
-        o = (struct operands){ place_at(v, &t->reg, i->reg), t->mem_access ? buf : place_at(v, &t->rm, i->rm), NULL, NULL };
-        run_simd(v, t, &o);
-    }
+    x87_enter_mmx(v); /* so that st[n] is MMn */
+    o = (struct operands){ place_at(v, &t->reg, i->reg), t->mem_access ? buf : place_at(v, &t->rm, i->rm), NULL, NULL };
+    run_simd(v, t, &o); /* CVTPS2PI and its kin: #XM comes after the change to MMX state */
     if (t->mem_access & 2)
         mem_write_bytes(v, i->seg, ea, buf, t->mem_size);
     mark_mmx(v, i, t);
-    v->x87.ftw = 0xff;
 }
 
 void insn_borrow(struct vcpu *v, const struct insn *i)

@@ -3,6 +3,7 @@
  * table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT".
  */
 #include "cpu/cpu.h"
+#include "cpu/borrow.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
 #include "devices/irq.h"
@@ -49,6 +50,7 @@ void vcpu_free(struct vcpu *v)
 {
     if (!v)
         return;
+    borrow_free(v);
     mmu_free(v->mmu);
     free(v);
 }

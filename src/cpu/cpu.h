@@ -81,6 +81,8 @@ void cpu_unwind(struct vcpu *v, enum unwind_reason reason) __attribute__((noretu
  * asks for is armed. UNWIND_EXIT does it by itself.
  */
 void cpu_fresh_context(struct vcpu *v);
+/* A debug trap of the previous instruction will be delivered at this boundary. */
+static inline bool cpu_trap_pending(const struct vcpu *v) { return v->pending_dbg && !(v->shadow & SHADOW_MOVSS); }
 /* Sets the attention bits that RFLAGS, the shadow, pending events and the mailbox ask for. */
 void cpu_rearm(struct vcpu *v);
 /* Set the STI / MOV SS shadow: holds for the next instruction only. */

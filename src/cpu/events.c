@@ -395,8 +395,12 @@ void cpu_software_interrupt(struct vcpu *v, unsigned vector, enum event_type typ
     }
     if (type != EV_SOFT_INT && v->guest_mode)
         v->virt->exception(v, &ev);
-    if (type == EV_PRIV_SOFT_EXC)
+    if (type == EV_PRIV_SOFT_EXC) {
+        /* One #DB tells of the instruction and of breakpoints that MOV SS held until now. */
+        ev.payload = v->pending_dbg & 0xf;
+        v->pending_dbg = 0;
         commit_payload(v, &ev);
+    }
     v->rip = v->next_rip;
     cpu_deliver(v, &ev);
 }
@@ -437,6 +441,8 @@ void cpu_rearm(struct vcpu *v)
         bits |= ATT_IRQ_WINDOW;
     if (v->activity != ACTIVITY_ACTIVE || v->nmi_pending)
         bits |= ATT_IRQ_WINDOW;
+    if (v->guest_mode && (v->rflags & FL_IF))
+        bits |= ATT_VIRT; /* windows and virtual interrupts wait for IF without watching */
     if (bits)
         cpu_attention(v, bits);
 }
@@ -490,8 +496,8 @@ static void age(struct vcpu *v, u32 att)
     if (v->debugctl & DEBUGCTL_BTF) {
         /* Single-step on branches (SDM vol. 3 "Single-Stepping on Branches"). */
         u64 passed = v->rip - v->boundary_rip;
-        if (!finished || (v->insn && passed == v->insn->len))
-            return;
+        if (!finished || (v->insn ? passed == v->insn->len : passed - 1 < 15))
+            return; /* without the instruction at hand a jump over less than 15 bytes counts as none */
     }
     v->pending_dbg |= DR6_BS;
 }
@@ -624,7 +630,7 @@ bool cpu_boundary(struct vcpu *v)
         return false;
     }
     u32 att = atomic_fetch_and_explicit(
-        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_BLOCK | ATT_IRQ_WINDOW), memory_order_acquire);
+        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW), memory_order_acquire);
     u32 req = atomic_load_explicit(&v->requests, memory_order_acquire);
 
     age(v, att);
@@ -644,17 +650,23 @@ bool cpu_boundary(struct vcpu *v)
         v->virt->boundary(v);
     }
 
+    u64 before = v->rip;
     /* Traps on the previous instruction; MOV SS holds them. */
-    if (unlikely(v->pending_dbg) && !(v->shadow & SHADOW_MOVSS)) {
+    if (unlikely(cpu_trap_pending(v))) {
         struct event ev = {.valid = true, .type = EV_HARD_EXC, .vector = VEC_DB, .payload = v->pending_dbg};
         v->pending_dbg = 0;
         cpu_attention(v, ATT_IRQ_WINDOW);
         take_exception(v, &ev);
+        if ((att & ATT_VIRT) && v->guest_mode)
+            v->virt->boundary(v); /* what the trap went before */
     }
     if (unlikely(nmi_wanted(v, req)))
         take_nmi(v);
     if (interrupt_wanted(v, req))
         take_interrupt(v);
+    /* What guest mode watches (monitor trap flag, preemption timer) comes before a handler's first instruction. */
+    if (unlikely(v->guest_mode && v->rip != before) && (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATT_VIRT))
+        v->virt->boundary(v);
 
     if (unlikely(v->activity != ACTIVITY_ACTIVE)) {
         cpu_attention(v, ATT_IRQ_WINDOW);

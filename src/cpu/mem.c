@@ -1,6 +1,6 @@
 /*
  * The slow paths of cpu/mem.h: everything that is not a granted page. Order of judgement (SDM vol. 3
- * "Priority Among Concurrent Events" leaves it open within one instruction): segment, canonical form,
+ * "Priority Among Concurrent Events" leaves it open within one instruction): canonical form,
  * alignment, page. A store that crosses pages has both translated before either is written.
  */
 #include "cpu/mem.h"
@@ -197,7 +197,8 @@ struct piece {
  * Cuts la..la+size-1 at page boundaries and translates every piece, in order of address; a write sets
  * dirty flags only once all of it is known to succeed. Raises the first fault.
  */
-static unsigned translate_pieces(struct vcpu *v, gva_t la, unsigned size, u32 access, u64 mask, struct piece p[MAX_PIECES])
+static unsigned translate_pieces(struct vcpu *v, gva_t la, unsigned size, u32 access, u64 mask,
+                                 struct piece p[MAX_PIECES])
 {
     unsigned n = 0;
     for (; size && n < MAX_PIECES; n++) {

@@ -186,14 +186,14 @@ void segments_drop_privileged(struct vcpu *v, unsigned cpl)
 {
     static const u8 segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
     for (unsigned n = 0; n < ARRAY_SIZE(segs); n++) {
-        const struct segment *s = &v->seg[segs[n]];
+        struct segment *s = &v->seg[segs[n]];
         if ((s->ar & AR_UNUSABLE) || AR_DPL(s->ar) >= cpl)
             continue;
         if ((s->ar & (TYPE_CODE | TYPE_CONFORMING)) == (TYPE_CODE | TYPE_CONFORMING))
             continue;
-        segment_set_null(v, segs[n], 0, 0);
-        if (segs[n] >= SEG_FS)
-            v->seg_base[segs[n]] = s->base;
+        /* The selector becomes null; the base stays, and 64-bit code goes on using that of FS and GS. */
+        s->sel = 0;
+        s->ar = AR_UNUSABLE;
     }
 }
 
@@ -210,7 +210,7 @@ void check_target(struct vcpu *v, u64 desc, u64 rip, u32 ext)
         cpu_raise_error(v, VEC_GP, ext);
 }
 
-/* ---- limit and type checks of ordinary accesses ---- */
+/* ---- limit and type checks ---- */
 
 static bool inside_limit(const struct segment *s, u64 offset, unsigned size)
 {
@@ -225,13 +225,11 @@ gva_t seg_linear_slow(struct vcpu *v, unsigned seg, u64 offset, unsigned size, u
     if (v->mode == MODE_LONG64)
         return v->seg_base[seg] + offset;
     const struct segment *s = &v->seg[seg];
-    bool ok = inside_limit(s, offset, size);
-    if (v->mode != MODE_REAL && seg <= SEG_GS) {
+    bool ok = inside_limit(s, offset, size ? size : 1);
+    if (cpu_protected(v)) {
         unsigned type = s->ar & AR_TYPE;
         if ((s->ar & AR_UNUSABLE) || !(s->ar & AR_P))
             ok = false;
-        else if (v->mode == MODE_V86)
-            ;
         else if (type & TYPE_CODE)
             ok = ok && !(access & ACCESS_WRITE) && ((type & TYPE_RW) || !(access & ACCESS_READ));
         else if (access & ACCESS_WRITE)
@@ -361,10 +359,7 @@ void insn_mov_sreg_store(struct vcpu *v, const struct insn *i)
 }
 
 /* 06 0E 16 1E (and 07 17 1F) name ES CS SS DS; 0F A0/A1 FS, 0F A8/A9 GS. */
-static unsigned opcode_segment(const struct insn *i)
-{
-    return i->opcode >= 0xa0 ? (i->opcode & 8 ? SEG_GS : SEG_FS) : i->opcode >> 3 & 3;
-}
+static unsigned opcode_segment(const struct insn *i) { return i->opcode >> 3 & 7; }
 
 void insn_push_sreg(struct vcpu *v, const struct insn *i)
 {

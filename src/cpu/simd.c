@@ -79,8 +79,8 @@ void insn_maskmovq(struct vcpu *v, const struct insn *i)
     u8 data[8];
     memcpy(data, v->x87.st[(i->reg - top) & 7], 8);
     u32 mask = sign_mask(v->x87.st[(i->rm - top) & 7], 1, 8);
+    x87_enter_mmx(v); /* processors do so even when the store then faults */
     masked_store(v, i->seg, string_destination(v, i), data, 1, mask);
-    x87_enter_mmx(v);
 }
 
 void insn_maskmovdqu(struct vcpu *v, const struct insn *i)
@@ -121,12 +121,11 @@ static void gather(struct vcpu *v, const struct insn *i, unsigned data, unsigned
     const union vec_reg *idx = &v->vec[i->index];
     u64 base = v->gpr[i->base] + (u64)i->disp;
 
-    /* Every mask element becomes all ones or all zeros before the first access. */
-    for (unsigned n = 0; n < count; n++)
-        memset(&mask->b[n * data], mask->b[n * data + data - 1] & 0x80 ? 0xff : 0, data);
     for (unsigned n = 0; n < count; n++) {
-        if (!(mask->b[n * data] & 1))
+        if (!(mask->b[n * data + data - 1] & 0x80)) {
+            memset(&mask->b[n * data], 0, data);
             continue;
+        }
         u64 ea = base + ((u64)(index == 4 ? (s64)(s32)idx->d[n] : (s64)idx->q[n]) << i->scale);
         if (i->adsize == 4)
             ea = (u32)ea;

@@ -14,7 +14,7 @@
     X(SGDT) X(SIDT) X(SLDT) X(STR) X(LGDT) X(LIDT) X(LLDT) X(LTR) X(INTN) X(INT3) X(INTO) X(ICEBP) X(IRET)   \
     X(PUSHF) X(POPF) X(CLTS) X(LMSW) X(SMSW) X(VMCALL) X(VMMCALL) X(VMCLEAR) X(VMLAUNCH) X(VMPTRLD)         \
     X(VMPTRST) X(VMREAD) X(VMRESUME) X(VMWRITE) X(VMXOFF) X(VMXON) X(INVEPT) X(INVVPID) X(VMFUNC) X(VMRUN)   \
-    X(VMLOAD) X(VMSAVE) X(STGI) X(CLGI) X(SKINIT) X(INVLPGA) X(RDPRU) X(UMWAIT) X(TPAUSE) X(SMI)
+    X(VMLOAD) X(VMSAVE) X(STGI) X(CLGI) X(SKINIT) X(INVLPGA) X(RDPRU) X(RDPID) X(UMWAIT) X(TPAUSE) X(SMI)
 enum intercept {
     INTERCEPT_NONE,
 #define X(name) INTERCEPT_##name,
@@ -73,7 +73,9 @@ struct virt_ops {
     void (*nmi_delivered)(struct vcpu *v);                               /* virtual NMI blocking */
     void (*iret)(struct vcpu *v);                                        /* IRET lifts blocking */
     /* ATT_VIRT: MTF, preemption timer, TPR threshold, windows, virtual interrupts. Exits, injects
-     * (through cpu_deliver) or returns; clears ATT_VIRT when nothing is left to watch. */
+     * (through cpu_deliver) or returns; clears ATT_VIRT when nothing is left to watch. While
+     * cpu_trap_pending(), only what is above debug traps (MTF and up) is due: it is called again
+     * after the trap for the rest. */
     void (*boundary)(struct vcpu *v);
     void (*task_switch)(struct vcpu *v, u16 selector, unsigned source, const struct insn *i);
     /* A fault of the second-level translation (WALK_EPT_*, WALK_NPF). Does not return. */

@@ -25,7 +25,9 @@ u64 host_time_ns(void)
 
 static bool runnable(const struct vcpu *v)
 {
-    return v->activity == ACTIVITY_ACTIVE || (atomic_load_explicit(&v->requests, memory_order_relaxed) & ~(u32)REQ_EXIT);
+    /* ATT_VIRT: a VMX-preemption timer or a window may end the guest's wait. */
+    return v->activity == ACTIVITY_ACTIVE || (atomic_load_explicit(&v->requests, memory_order_relaxed) & ~(u32)REQ_EXIT) ||
+           (v->guest_mode && (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATT_VIRT));
 }
 
 /* Can nothing but the host wake this machine any more? Interrupts cannot when they are disabled; no

@@ -16,20 +16,78 @@
 
 #include <stdlib.h>
 
-#define SPACES 16
-#define CONTEXTS TLB_UNCACHED /* contexts that hold entries */
-#define WORDS (TLB_SIZE / 64)
-#define BLOOM 4096u
+#define SPACES          16
+#define CONTEXTS        TLB_UNCACHED /* contexts that hold entries */
+#define WORDS           (TLB_SIZE / 64)
+#define BLOOM           4096u
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
+/* ---- bitmaps ---- */
+
+static inline void bit_set(u64 *map, unsigned n) { map[n / 64] |= BIT64(n % 64); }
+static inline void bit_clear(u64 *map, unsigned n) { map[n / 64] &= ~BIT64(n % 64); }
+static inline bool bit_test(const u64 *map, unsigned n) { return map[n / 64] >> (n % 64) & 1; }
+static inline unsigned page_hash(u64 addr) { return (unsigned)((addr >> PAGE_SHIFT) & (BLOOM - 1)); }
+/* Multiplied, so that user addresses do not share bits with a kernel's map of all memory. */
+static inline unsigned large_hash(gva_t la) { return (unsigned)((la >> 22) * 0x9e3779b97f4a7c15ull >> 52); }
+static inline unsigned huge_hash(gva_t la) { return (unsigned)((la >> 30) * 0x9e3779b97f4a7c15ull >> 55); }
+
+/* Where something about pages of a given size may be; bits are set when it comes, and cleared when a search finds none.
+ */
+struct filter {
+    u64 page[BLOOM / 64];
+    u64 large[BLOOM / 64]; /* 2 and 4 MiB, by 4 MiB region */
+    u64 huge[8];           /* 1 GiB */
+};
+enum { IN_PAGE = 1, IN_LARGE = 2, IN_HUGE = 4 };
+
+static unsigned filter_class(unsigned lg2) { return lg2 == PAGE_SHIFT ? IN_PAGE : lg2 < 30 ? IN_LARGE : IN_HUGE; }
+
+static unsigned filter_test(const struct filter *f, gva_t la)
+{
+    return (bit_test(f->page, page_hash(la)) ? IN_PAGE : 0) | (bit_test(f->large, large_hash(la)) ? IN_LARGE : 0) |
+           (bit_test(f->huge, huge_hash(la)) ? IN_HUGE : 0);
+}
+static void filter_set(struct filter *f, gva_t la, unsigned lg2)
+{
+    switch (filter_class(lg2)) {
+    case IN_PAGE:
+        bit_set(f->page, page_hash(la));
+        break;
+    case IN_LARGE:
+        bit_set(f->large, large_hash(la));
+        break;
+    default:
+        bit_set(f->huge, huge_hash(la));
+    }
+}
+static void filter_clear(struct filter *f, gva_t la, unsigned classes)
+{
+    if (classes & IN_PAGE)
+        bit_clear(f->page, page_hash(la));
+    if (classes & IN_LARGE)
+        bit_clear(f->large, large_hash(la));
+    if (classes & IN_HUGE)
+        bit_clear(f->huge, huge_hash(la));
+}
+/* The classes in which @a and @b share their bit. */
+static unsigned filter_shared(gva_t a, gva_t b)
+{
+    return (page_hash(a) == page_hash(b) ? IN_PAGE : 0) | (large_hash(a) == large_hash(b) ? IN_LARGE : 0) |
+           (huge_hash(a) == huge_hash(b) ? IN_HUGE : 0);
+}
+
+/* ---- the data ---- */
+
 /* What a slot knows beyond its tags; kept apart so that the tags stay dense. Low bits of .pa: */
-#define SIDE_PERMS 7u           /* ACCESS_READ, _WRITE (dirty already), _EXEC */
+#define SIDE_PERMS  7u /* ACCESS_READ, _WRITE (dirty already), _EXEC */
 #define SIDE_GLOBAL BIT(3)
 #define SIDE_LG2(x) ((u64)(x) << 4) /* 6 bits: linear page size */
 struct side {
     u64 page; /* linear page, TLB_NONE when the slot is empty */
     u64 pa;
 };
+static inline unsigned side_lg2(const struct side *s) { return (unsigned)bits_get(s->pa, 9, 4); }
 
 /* The entries of one privilege context. */
 struct array {
@@ -40,11 +98,11 @@ struct array {
 };
 
 struct space_key {
-    u64 mode;      /* paging mode and permission bits, SLAT properties */
-    u64 tags;      /* VPID/ASID, PCID */
-    u64 slat;      /* EPTP, nCR3 */
-    u64 keys;      /* PKRU, PKRS */
-    u64 apic;      /* APIC-access page: decides what may be granted */
+    u64 mode; /* paging mode and permission bits, SLAT properties */
+    u64 tags; /* VPID/ASID, PCID */
+    u64 slat; /* EPTP, nCR3 */
+    u64 keys; /* PKRU, PKRS */
+    u64 apic; /* APIC-access page: decides what may be granted */
 };
 
 struct tlb {
@@ -54,13 +112,12 @@ struct tlb {
     u16 pcid;
     u8 slat_kind;
     u64 slat_tag;
-    u64 used;     /* stamp, for replacement */
-    u64 base;     /* CR3 base when last used */
+    u64 used; /* stamp, for replacement */
+    u64 base; /* CR3 base when last used */
     u64 pdpte[4];
-    /* Filters, so that INVLPG need not look at everything: bits are set at fills, cleared with the space. */
-    u64 large_bloom[BLOOM / 64]; /* by 2 MiB region: fragments of large pages may be cached */
-    u64 huge_bloom[8];           /* by 1 GiB region */
-    u64 exec_bloom[BLOOM / 64];  /* by page: code may be in the jump cache */
+    /* So that INVLPG need not look at everything. */
+    struct filter fragments;          /* large pages of which there are entries */
+    struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
     struct jump_cache_entry *jump[2]; /* supervisor, user; made on first use */
 };
 
@@ -81,16 +138,6 @@ struct mmu {
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
 };
-
-/* ---- bitmaps ---- */
-
-static inline void bit_set(u64 *map, unsigned n) { map[n / 64] |= BIT64(n % 64); }
-static inline void bit_clear(u64 *map, unsigned n) { map[n / 64] &= ~BIT64(n % 64); }
-static inline bool bit_test(const u64 *map, unsigned n) { return map[n / 64] >> (n % 64) & 1; }
-static inline unsigned page_hash(u64 addr) { return (unsigned)((addr >> PAGE_SHIFT) & (BLOOM - 1)); }
-/* Multiplied, so that user addresses do not share bits with a kernel's map of all memory. */
-static inline unsigned large_hash(gva_t la) { return (unsigned)((la >> 21) * 0x9e3779b97f4a7c15ull >> 52); }
-static inline unsigned huge_hash(gva_t la) { return (unsigned)((la >> 30) * 0x9e3779b97f4a7c15ull >> 55); }
 
 /* ---- dropping entries ---- */
 
@@ -133,28 +180,36 @@ static void jump_clear(struct tlb *t)
             jump_fill_empty(t->jump[i]);
 }
 
-/* Jump hints to the page, or all pages of a large one, at @la. */
-static void jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
+/*
+ * Forgets hints to the page of size @lg2 around @la. Returns the filter classes in which hints remain
+ * that share a bit with @la.
+ */
+static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 {
+    unsigned others = 0;
     for (unsigned i = 0; i < 2; i++) {
         struct jump_cache_entry *j = t->jump[i];
         if (!j)
             continue;
-        for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++)
+        for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++) {
+            if (!j[k].block)
+                continue;
             if (!((j[k].rip ^ la) >> lg2))
                 j[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+            else
+                others |= filter_shared(j[k].rip, la);
+        }
     }
+    return others;
 }
 
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
-    if (!keep_global) {
-        memset(t->large_bloom, 0, sizeof(t->large_bloom));
-        memset(t->huge_bloom, 0, sizeof(t->huge_bloom));
-        memset(t->exec_bloom, 0, sizeof(t->exec_bloom));
-    }
+    if (!keep_global)
+        memset(&t->fragments, 0, sizeof(t->fragments));
+    memset(&t->orphans, 0, sizeof(t->orphans));
     jump_clear(t);
 }
 
@@ -165,41 +220,61 @@ static inline bool drops(const struct array *a, unsigned slot, enum drop which)
     return which == DROP_ALL || bit_test(a->global, slot) == (which == DROP_GLOBAL);
 }
 
+/* Drops the fragments of large pages around @la. Returns the size, log2, of the largest executable one, or 0. */
+static unsigned drop_fragments(struct mmu *m, struct tlb *t, gva_t la, enum drop which)
+{
+    unsigned exec = 0, kept = 0;
+    for (unsigned c = 0; c < CONTEXTS; c++) {
+        struct array *a = &t->ctx[c];
+        for (unsigned i = 0; i < WORDS; i++)
+            for (u64 large = a->large[i]; large; large &= large - 1) {
+                unsigned slot = i * 64 + (unsigned)__builtin_ctzll(large);
+                const struct side *s = &a->side[slot];
+                unsigned lg2 = side_lg2(s);
+                if ((s->page ^ la) >> lg2 || !drops(a, slot, which)) {
+                    kept |= filter_class(lg2) & filter_shared(s->page, la);
+                    continue;
+                }
+                if ((s->pa & ACCESS_EXEC) && lg2 > exec)
+                    exec = lg2;
+                slot_drop(a, slot);
+                m->stats.flushed++;
+            }
+    }
+    filter_clear(&t->fragments, la, ~kept);
+    return exec;
+}
+
 /* One linear page of one space. */
 static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop which)
 {
     unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
+    unsigned reach = 0; /* log2 of the page whose jump hints must go */
     for (unsigned c = 0; c < CONTEXTS; c++) {
         struct array *a = &t->ctx[c];
-        if (a->side[slot].page == (la & PAGE_MASK) && drops(a, slot, which)) {
+        const struct side *s = &a->side[slot];
+        if (s->page != (la & PAGE_MASK) || side_lg2(s) != PAGE_SHIFT)
+            continue;
+        if (s->pa & ACCESS_EXEC)
+            reach = PAGE_SHIFT;
+        if (drops(a, slot, which)) {
             slot_drop(a, slot);
             m->stats.flushed++;
         }
     }
-    unsigned reach = PAGE_SHIFT;
-    if (unlikely(bit_test(t->large_bloom, large_hash(la)) || bit_test(t->huge_bloom, huge_hash(la)))) {
-        for (unsigned c = 0; c < CONTEXTS; c++) {
-            struct array *a = &t->ctx[c];
-            for (unsigned i = 0; i < WORDS; i++)
-                for (u64 large = a->large[i]; large; large &= large - 1) {
-                    unsigned s = i * 64 + (unsigned)__builtin_ctzll(large);
-                    unsigned lg2 = (unsigned)bits_get(a->side[s].pa, 9, 4);
-                    if ((a->side[s].page ^ la) >> lg2 || !drops(a, s, which))
-                        continue;
-                    slot_drop(a, s);
-                    m->stats.flushed++;
-                    if (lg2 > reach)
-                        reach = lg2;
-                }
-        }
-        /* Fragments may have been replaced since; their jump hints may still be there. */
-        if (bit_test(t->huge_bloom, huge_hash(la)))
-            reach = 30;
-        else if (reach < 22)
-            reach = 22;
+    if (unlikely(filter_test(&t->fragments, la))) {
+        unsigned exec = drop_fragments(m, t, la, which);
+        reach = exec > reach ? exec : reach;
     }
-    if (reach > PAGE_SHIFT || bit_test(t->exec_bloom, page_hash(la)))
-        jump_clear_range(t, la, reach);
+    unsigned orphans = filter_test(&t->orphans, la);
+    if (unlikely(orphans)) {
+        unsigned size = orphans & IN_HUGE ? 30 : orphans & IN_LARGE ? 22 : PAGE_SHIFT;
+        reach = size > reach ? size : reach;
+    }
+    if (reach) {
+        unsigned others = jump_clear_range(t, la, reach);
+        filter_clear(&t->orphans, la, ~others);
+    }
 }
 
 static void flushed(struct mmu *m)
@@ -283,7 +358,8 @@ void mmu_free(struct mmu *m)
 
 static bool key_equal(const struct space_key *a, const struct space_key *b)
 {
-    return !((a->mode ^ b->mode) | (a->tags ^ b->tags) | (a->slat ^ b->slat) | (a->keys ^ b->keys) | (a->apic ^ b->apic));
+    return !((a->mode ^ b->mode) | (a->tags ^ b->tags) | (a->slat ^ b->slat) | (a->keys ^ b->keys) |
+             (a->apic ^ b->apic));
 }
 
 static struct tlb *space_new(struct mmu *m)
@@ -320,7 +396,7 @@ static void context_build(struct mmu *m, const struct vcpu *v)
 {
     struct walk_context *c = &m->ctx;
     bool pae = v->cr4 & CR4_PAE;
-    c->paging = !(v->cr0 & CR0_PG)  ? PAGING_NONE
+    c->paging = !(v->cr0 & CR0_PG)   ? PAGING_NONE
                 : v->efer & EFER_LMA ? (v->cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
                 : pae                ? PAGING_PAE
                                      : PAGING_32BIT;
@@ -349,17 +425,17 @@ static struct space_key key_build(const struct mmu *m, const struct vcpu *v)
     const struct walk_context *c = &m->ctx;
     const struct slat *s = &c->slat;
     struct space_key k = {0};
+    /* CR4.PGE is not part of it: its changes flush everything, and toggling it is how systems ask for that. */
     if (c->paging == PAGING_NONE) { /* the bits below mean nothing there */
         k.mode = c->paging;
     } else {
         bool four = c->paging >= PAGING_4LEVEL;
         k.mode = c->paging | (u64)c->wp << 3 | (u64)c->nx << 4 | (u64)c->smep << 5 | (u64)c->smap << 6 |
-                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10 |
-                 (u64)m->pge << 11;
+                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10;
         k.keys = (four && c->pke ? c->pkru : 0) | (u64)(four && c->pks ? c->pkrs : 0) << 32;
     }
-    k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 | (u64)s->mbec << 33 |
-              (u64)s->exec_only << 34 | (u64)s->nx << 35 | (u64)s->pse << 36 | (u64)s->pml << 37;
+    k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 |
+              (u64)s->mbec << 33 | (u64)s->exec_only << 34 | (u64)s->nx << 35 | (u64)s->pse << 36 | (u64)s->pml << 37;
     k.tags = (u64)m->vpid << 16 | (v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0);
     k.slat = s->kind != SLAT_NONE ? s->tag : 0;
     k.apic = v->virt_apic_page;
@@ -519,8 +595,8 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
     }
 }
 
-static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w,
-                      const struct translation *t, bool ram)
+static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t,
+                      bool ram)
 {
     struct tlb *tlb = m->now;
     struct array *a = &tlb->ctx[c];
@@ -529,6 +605,11 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     if (!w->dirty)
         perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
     bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
+    const struct side *old = &a->side[slot];
+    /* Jump hints outlive the entry through which the code was fetched. */
+    if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
+        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear))
+        filter_set(&tlb->orphans, old->page, side_lg2(old));
     a->side[slot].page = la & PAGE_MASK;
     a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
     bit_set(a->valid, slot);
@@ -538,19 +619,11 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
         bit_clear(a->global, slot);
     if (unlikely(w->lg2_linear > PAGE_SHIFT)) {
         bit_set(a->large, slot);
-        if (w->lg2_linear >= 30) {
-            bit_set(tlb->huge_bloom, huge_hash(la));
-        } else { /* 2 MiB, or both halves of 4 MiB */
-            bit_set(tlb->large_bloom, large_hash(la));
-            if (w->lg2_linear == 22)
-                bit_set(tlb->large_bloom, large_hash(la ^ BIT64(21)));
-        }
+        filter_set(&tlb->fragments, la, w->lg2_linear);
     } else {
         bit_clear(a->large, slot);
     }
     slot_grant(m, a, slot, t, ram);
-    if (a->e[slot].tag_exec != TLB_NONE)
-        bit_set(tlb->exec_bloom, page_hash(la));
 }
 
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w)
@@ -560,7 +633,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         mmu_update(v);
     bool fill = !(access & (ACCESS_NO_AD | ACCESS_SHADOW_STACK));
     bool write = access & ACCESS_WRITE;
-    enum tlb_context c = access & ACCESS_USER                   ? TLB_USER
+    enum tlb_context c = access & ACCESS_USER                  ? TLB_USER
                          : (access & ACCESS_AC) && m->ctx.smap ? TLB_SUPERVISOR_AC
                                                                : TLB_SUPERVISOR;
     if (likely(!(access & ACCESS_SHADOW_STACK))) {
@@ -572,11 +645,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         if (s->page == (la & PAGE_MASK) && !(need & ~(u32)s->pa)) {
             m->stats.cached++;
             bool ram = target(m, v, (s->pa & PAGE_MASK) | (la & ~PAGE_MASK), write, t);
-            if (t->host && fill) { /* a page no longer tracked or watched is granted now */
+            if (t->host && fill) /* a page no longer tracked or watched is granted now */
                 slot_grant(m, a, slot, t, ram);
-                if (a->e[slot].tag_exec != TLB_NONE)
-                    bit_set(m->now->exec_bloom, page_hash(la));
-            }
             w->fault = WALK_OK;
             w->pa = t->pa;
             return true;
@@ -597,7 +667,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
 
 /* ---- invalidation ---- */
 
-#define FOR_SPACES(m, t)                                                                                              \
+#define FOR_SPACES(m, t)                                                                                               \
     for (struct tlb **p_ = (m)->space, *t; p_ < (m)->space + SPACES; p_++)                                             \
         if ((t = *p_))
 
@@ -606,8 +676,8 @@ void mmu_invlpg(struct vcpu *v, gva_t la)
     struct mmu *m = v->mmu;
     u16 pcid = v->cr4 & CR4_PCIDE ? (u16)(v->cr3 & 0xfff) : 0;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid)
-            space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
+    if (t->vpid == m->vpid)
+        space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
     flushed(m);
 }
 
@@ -615,8 +685,8 @@ void mmu_flush_cr3(struct vcpu *v, u16 pcid)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid && t->pcid == pcid)
-            space_flush(m, t, true);
+    if (t->vpid == m->vpid && t->pcid == pcid)
+        space_flush(m, t, true);
     flushed(m);
 }
 
@@ -624,8 +694,8 @@ void mmu_flush_global(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == m->vpid)
-            space_flush(m, t, false);
+    if (t->vpid == m->vpid)
+        space_flush(m, t, false);
     flushed(m);
 }
 
@@ -677,8 +747,8 @@ void mmu_invept(struct vcpu *v, bool all, u64 eptp)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t) /* tagged by bits 51:12 of the EPTP (SDM "EP4TA") */
-        if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
-            space_flush(m, t, false);
+    if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
+        space_flush(m, t, false);
     flushed(m);
 }
 
@@ -686,8 +756,8 @@ void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == asid)
-            space_drop_page(m, t, la, DROP_ALL);
+    if (t->vpid == asid)
+        space_drop_page(m, t, la, DROP_ALL);
     flushed(m);
 }
 
@@ -695,8 +765,8 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
 {
     struct mmu *m = v->mmu;
     FOR_SPACES(m, t)
-        if (t->vpid == asid)
-            space_flush(m, t, keep_global);
+    if (t->vpid == asid)
+        space_flush(m, t, keep_global);
     flushed(m);
 }
 
@@ -722,12 +792,12 @@ void mmu_watch_changed(struct vcpu *v)
     for (unsigned i = 0; i < m->nwatch; i++) {
         unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);
         FOR_SPACES(m, t)
-            for (unsigned c = 0; c < CONTEXTS; c++) {
-                struct array *a = &t->ctx[c];
-                if (a->side[slot].page != m->watch[i])
-                    continue;
-                a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
-                bit_clear(a->writable, slot);
-            }
+        for (unsigned c = 0; c < CONTEXTS; c++) {
+            struct array *a = &t->ctx[c];
+            if (a->side[slot].page != m->watch[i])
+                continue;
+            a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
+            bit_clear(a->writable, slot);
+        }
     }
 }

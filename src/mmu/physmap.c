@@ -218,8 +218,8 @@ int physmap_add_rom(struct physmap *pm, pa_t base, u64 size, u8 *host, const cha
     return 0;
 }
 
-int physmap_add_mmio(struct physmap *pm, pa_t base, u64 size, const struct io_ops *ops, void *opaque,
-                     const char *name, struct error *err)
+int physmap_add_mmio(struct physmap *pm, pa_t base, u64 size, const struct io_ops *ops, void *opaque, const char *name,
+                     struct error *err)
 {
     struct region r = {.base = base, .size = size, .kind = REGION_MMIO, .ops = ops, .opaque = opaque, .name = name};
     if (region_check(pm, &r, err))

@@ -11,7 +11,7 @@
 struct range {
     pa_t start, last; /* last byte, inclusive */
     const struct region *region;
-    u8 *host;         /* of start; NULL for device memory */
+    u8 *host; /* of start; NULL for device memory */
 };
 
 #define LOW_PAGES (1u << 20) /* pages below 4 GiB */
@@ -31,7 +31,7 @@ struct listener {
 struct physmap {
     struct range *ranges; /* sorted, disjoint */
     unsigned nranges;
-    u16 *low;             /* page -> index into ranges + 1; 0: nothing there */
+    u16 *low; /* page -> index into ranges + 1; 0: nothing there */
     u64 generation;
     struct region **regions; /* as added; the map owns the structs */
     unsigned nregions, regions_cap;

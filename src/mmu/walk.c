@@ -16,7 +16,8 @@ struct judgement {
 };
 
 /* What an access of this privilege may do with the page; SDM "Determination of Access Rights". */
-static alwaysinline struct judgement judge(const struct walk_context *ctx, const struct traversal *t, bool keys, u32 access)
+static alwaysinline struct judgement judge(const struct walk_context *ctx, const struct traversal *t, bool keys,
+                                           u32 access)
 {
     struct judgement j = {0, 0};
     bool user_access = access & ACCESS_USER;
@@ -88,8 +89,12 @@ static alwaysinline bool walk_finish(struct physmap *pm, const struct walk_conte
 static alwaysinline bool walk_format(struct physmap *pm, const struct walk_context *ctx, const struct table_format f,
                                      u8 kind, bool nested, u64 root, gva_t la, u32 access, struct walk *w)
 {
-    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr, .nx = ctx->nx, .pse = ctx->pse, .pse36 = ctx->pse36,
-                                      .pdpe1gb = ctx->pdpe1gb, .amd = ctx->amd};
+    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr,
+                                      .nx = ctx->nx,
+                                      .pse = ctx->pse,
+                                      .pse36 = ctx->pse36,
+                                      .pdpe1gb = ctx->pdpe1gb,
+                                      .amd = ctx->amd};
     const u32 need = access & ACCESS_RWX;
     struct traversal t;
 again:
@@ -133,22 +138,22 @@ again:
 
 /* ---- the instantiations: per format, with and without SLAT ---- */
 
-#define WALK_ONE(name, format, kind, root, nested)                                                                    \
+#define WALK_ONE(name, format, kind, root, nested)                                                                     \
     static noinline bool walk_##name(struct physmap *pm, const struct walk_context *ctx, gva_t la, u32 access,         \
-                                     struct walk *w)                                                                  \
-    {                                                                                                                 \
-        return walk_format(pm, ctx, format, kind, nested, root, la, access, w);                                       \
+                                     struct walk *w)                                                                   \
+    {                                                                                                                  \
+        return walk_format(pm, ctx, format, kind, nested, root, la, access, w);                                        \
     }
-#define WALK(name, format, kind, root)                                                                                \
-    WALK_ONE(name, format, kind, root, false)                                                                         \
+#define WALK(name, format, kind, root)                                                                                 \
+    WALK_ONE(name, format, kind, root, false)                                                                          \
     WALK_ONE(name##_nested, format, kind, root, true)
 
 #define PDPTE(ctx, la) ((ctx)->pdpte[((la) >> 30) & 3])
-WALK(32bit, format_32bit, TABLE_32BIT, ctx->cr3 & BITS64(31, 12))
+WALK(32bit, format_32bit, TABLE_32BIT, ctx->cr3 &BITS64(31, 12))
 WALK(pae, format_pae, TABLE_PAE, PDPTE(ctx, la) & PTE_FRAME)
-WALK_ONE(pae_memory_nested, format_pae_memory, TABLE_PAE, ctx->cr3 & BITS64(31, 5), true)
-WALK(4level, format_4level, TABLE_LONG, ctx->cr3 & PTE_FRAME)
-WALK(5level, format_5level, TABLE_LONG, ctx->cr3 & PTE_FRAME)
+WALK_ONE(pae_memory_nested, format_pae_memory, TABLE_PAE, ctx->cr3 &BITS64(31, 5), true)
+WALK(4level, format_4level, TABLE_LONG, ctx->cr3 &PTE_FRAME)
+WALK(5level, format_5level, TABLE_LONG, ctx->cr3 &PTE_FRAME)
 
 static void walk_begin(struct walk *w)
 {
@@ -205,7 +210,8 @@ bool walk_gpa(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32
     return true;
 }
 
-enum walk_fault walk_load_pdptes(struct physmap *pm, const struct walk_context *ctx, u64 cr3, u64 pdpte[4], struct walk *w)
+enum walk_fault walk_load_pdptes(struct physmap *pm, const struct walk_context *ctx, u64 cr3, u64 pdpte[4],
+                                 struct walk *w)
 {
     walk_begin(w);
     if (ctx->slat.kind == SLAT_NPT) {
@@ -221,7 +227,8 @@ enum walk_fault walk_load_pdptes(struct physmap *pm, const struct walk_context *
             return w->fault;
         pa = s.pa;
     }
-    u64 reserved = BITS64(63, 52) | (ctx->maxphyaddr < 52 ? BITS64(51, ctx->maxphyaddr) : 0) | BITS64(8, 5) | BITS64(2, 1);
+    u64 reserved =
+        BITS64(63, 52) | (ctx->maxphyaddr < 52 ? BITS64(51, ctx->maxphyaddr) : 0) | BITS64(8, 5) | BITS64(2, 1);
     u64 loaded[4];
     for (unsigned i = 0; i < 4; i++) {
         loaded[i] = table_load(pm, pa + 8 * i, 8);

@@ -4,21 +4,21 @@
  */
 #include "mmu/walk_tables.h"
 
-#define EPT_PAGE BIT64(7)
-#define EPT_A BIT64(8)
-#define EPT_D BIT64(9)
+#define EPT_PAGE        BIT64(7)
+#define EPT_A           BIT64(8)
+#define EPT_D           BIT64(9)
 #define EPT_SUPPRESS_VE BIT64(63)
 
 /* Exit qualification for EPT violations. */
-#define EQ_READ BIT64(0)
-#define EQ_WRITE BIT64(1)
-#define EQ_FETCH BIT64(2)
-#define EQ_XU BIT64(6)
+#define EQ_READ         BIT64(0)
+#define EQ_WRITE        BIT64(1)
+#define EQ_FETCH        BIT64(2)
+#define EQ_XU           BIT64(6)
 #define EQ_LINEAR_VALID BIT64(7)
-#define EQ_FINAL BIT64(8)
-#define EQ_USER BIT64(9)
-#define EQ_WRITABLE BIT64(10)
-#define EQ_NX BIT64(11)
+#define EQ_FINAL        BIT64(8)
+#define EQ_USER         BIT64(9)
+#define EQ_WRITABLE     BIT64(10)
+#define EQ_NX           BIT64(11)
 
 static void slat_fault(struct walk *w, enum walk_fault fault, gpa_t gpa, enum slat_purpose purpose)
 {
@@ -124,7 +124,8 @@ static alwaysinline bool ept_walk(struct physmap *pm, const struct walk_context 
 again:
     w->nsteps = (u8)first;
     u64 rights = EPT_R | EPT_W | EPT_X | EPT_XU;
-    u64 table = s->root & PTE_FRAME, e = 0;
+    u64 table = s->root & PTE_FRAME, e = 0, accessed = EPT_A;
+    unsigned step = first;
     unsigned shift = 0;
     if (levels == 4 && (gpa >> 48)) { /* wider than the tables: no translation */
         rights = 0;
@@ -134,7 +135,9 @@ again:
         shift = PAGE_SHIFT + 9 * (level - 1);
         pa_t pa = table + ((gpa >> shift) & 0x1ff) * 8;
         e = table_load(pm, pa, 8);
-        walk_note(w, TABLE_EPT, level, pa, gpa, e);
+        w->steps[step++] = (struct walk_step){.table = TABLE_EPT, .level = (u8)level, .pa = pa, .gpa = gpa, .entry = e};
+        w->nsteps = (u8)step;
+        accessed &= e;
         if (!(e & (EPT_R | EPT_W | exec))) {
             rights = 0;
             goto violation;
@@ -156,7 +159,8 @@ again:
     out->dirty = true;
     if (s->ad) {
         bool restart;
-        if (!(access & ACCESS_NO_AD) && !ept_set_ad(pm, s, gpa, write, purpose, first, w, &restart)) {
+        bool due = !accessed || (write && !(e & EPT_D));
+        if (unlikely(due) && !(access & ACCESS_NO_AD) && !ept_set_ad(pm, s, gpa, write, purpose, first, w, &restart)) {
             if (restart)
                 goto again;
             return false;
@@ -183,8 +187,12 @@ static alwaysinline bool npt_walk(struct physmap *pm, const struct walk_context 
                                   struct slat_result *out)
 {
     const struct slat *s = &ctx->slat;
-    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr, .nx = s->nx && f.entry == 8, .pse = s->pse,
-                                      .pse36 = ctx->pse36, .pdpe1gb = ctx->pdpe1gb, .amd = true};
+    const struct table_rules rules = {.maxphyaddr = ctx->maxphyaddr,
+                                      .nx = s->nx && f.entry == 8,
+                                      .pse = s->pse,
+                                      .pse36 = ctx->pse36,
+                                      .pdpe1gb = ctx->pdpe1gb,
+                                      .amd = true};
     const unsigned first = w->nsteps;
     const unsigned width = f.levels == 5 ? 57 : f.levels == 4 ? 48 : 32;
     bool write = (access & ACCESS_WRITE) || purpose == SLAT_TABLE;
@@ -232,28 +240,28 @@ fault:
 }
 
 /* The instantiations. Not inlined: each is a whole loop over its tables. */
-#define EPT_WALK(levels)                                                                                              \
+#define EPT_WALK(levels)                                                                                               \
     static noinline bool ept_walk##levels(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,   \
-                                          enum slat_purpose purpose, struct walk *w, struct slat_result *out)         \
-    {                                                                                                                 \
-        return ept_walk(pm, ctx, levels, gpa, access, purpose, w, out);                                               \
+                                          enum slat_purpose purpose, struct walk *w, struct slat_result *out)          \
+    {                                                                                                                  \
+        return ept_walk(pm, ctx, levels, gpa, access, purpose, w, out);                                                \
     }
 EPT_WALK(4)
 EPT_WALK(5)
 
-#define NPT_WALK(name)                                                                                                \
+#define NPT_WALK(name)                                                                                                 \
     static noinline bool npt_walk_##name(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,    \
-                                         enum slat_purpose purpose, struct walk *w, struct slat_result *out)          \
-    {                                                                                                                 \
-        return npt_walk(pm, ctx, format_##name, gpa, access, purpose, w, out);                                        \
+                                         enum slat_purpose purpose, struct walk *w, struct slat_result *out)           \
+    {                                                                                                                  \
+        return npt_walk(pm, ctx, format_##name, gpa, access, purpose, w, out);                                         \
     }
 NPT_WALK(32bit)
 NPT_WALK(pae_memory)
 NPT_WALK(4level)
 NPT_WALK(5level)
 
-bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access, enum slat_purpose purpose,
-                    struct walk *w, struct slat_result *out)
+bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,
+                    enum slat_purpose purpose, struct walk *w, struct slat_result *out)
 {
     const struct slat *s = &ctx->slat;
     if (s->kind == SLAT_EPT)

@@ -9,36 +9,36 @@
 #include "mmu/physmap_view.h"
 #include "mmu/walk.h"
 
-#define PTE_P BIT64(0)
-#define PTE_W BIT64(1)
-#define PTE_U BIT64(2)
-#define PTE_A BIT64(5)
-#define PTE_D BIT64(6)
-#define PTE_PS BIT64(7)
-#define PTE_G BIT64(8)
-#define PTE_NX BIT64(63)
+#define PTE_P     BIT64(0)
+#define PTE_W     BIT64(1)
+#define PTE_U     BIT64(2)
+#define PTE_A     BIT64(5)
+#define PTE_D     BIT64(6)
+#define PTE_PS    BIT64(7)
+#define PTE_G     BIT64(8)
+#define PTE_NX    BIT64(63)
 #define PTE_FRAME BITS64(51, 12)
 
 /* Page-fault error code (SDM "Page-Fault Exceptions"); NPT's EXITINFO1 has the same low bits. */
-#define PF_P BIT(0)
-#define PF_W BIT(1)
-#define PF_U BIT(2)
+#define PF_P    BIT(0)
+#define PF_W    BIT(1)
+#define PF_U    BIT(2)
 #define PF_RSVD BIT(3)
-#define PF_I BIT(4)
-#define PF_PK BIT(5)
-#define PF_SS BIT(6)
+#define PF_I    BIT(4)
+#define PF_PK   BIT(5)
+#define PF_SS   BIT(6)
 
 /* EPT rights as bits of an entry; NPT reports its own in the same form. */
-#define EPT_R BIT64(0)
-#define EPT_W BIT64(1)
-#define EPT_X BIT64(2)
+#define EPT_R  BIT64(0)
+#define EPT_W  BIT64(1)
+#define EPT_X  BIT64(2)
 #define EPT_XU BIT64(10)
 
 struct table_format {
     u8 levels;
-    u8 entry;      /* bytes */
+    u8 entry; /* bytes */
     u8 index_bits;
-    bool pae;      /* level 3 entries are PDPTEs of PAE paging; bits 62:52 reserved */
+    bool pae; /* level 3 entries are PDPTEs of PAE paging; bits 62:52 reserved */
 };
 static const struct table_format format_32bit = {2, 4, 10, false};
 static const struct table_format format_pae = {2, 8, 9, true};        /* below the PDPTE registers */
@@ -65,19 +65,21 @@ enum slat_purpose {
     SLAT_TABLE, /* an entry of the guest's paging structures */
     SLAT_BARE,  /* no linear address involved */
 };
-/* Translates @gpa through EPT or NPT; false: the fault is in @w. SLAT_DATA: w->user, writable, nx are the linear rights. */
-bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access, enum slat_purpose purpose,
-                    struct walk *w, struct slat_result *out);
+/* Translates @gpa through EPT or NPT; false: the fault is in @w. SLAT_DATA: w->user, writable, nx are the linear
+ * rights. */
+bool slat_translate(struct physmap *pm, const struct walk_context *ctx, gpa_t gpa, u32 access,
+                    enum slat_purpose purpose, struct walk *w, struct slat_result *out);
 /* EPT: the A/D update of a guest entry at @gpa that @rights forbid. */
 void slat_table_write_violation(const struct walk_context *ctx, gpa_t gpa, u64 rights, struct walk *w);
 
 /* The outcome of a traversal. */
 enum table_result { TABLES_OK, TABLES_NOT_PRESENT, TABLES_RESERVED, TABLES_SLAT };
 struct traversal {
-    u8 n;      /* entries used */
-    u8 lg2;    /* size of the page */
+    u8 n;   /* entries used */
+    u8 lg2; /* size of the page */
     bool user, writable, nx;
     bool upper_writable; /* all entries but the last: shadow-stack pages */
+    bool accessed;       /* all accessed flags were set */
     u64 leaf;
     u64 frame; /* address of the page */
     struct {
@@ -93,17 +95,20 @@ static alwaysinline u64 table_load(struct physmap *pm, pa_t pa, unsigned size)
     const u8 *p = map_memory(pm, pa);
     if (unlikely(!p))
         return physmap_load(pm, pa, size);
-    return size == 4 ? __atomic_load_n((const u32 *)p, __ATOMIC_RELAXED) : __atomic_load_n((const u64 *)p, __ATOMIC_RELAXED);
+    return size == 4 ? __atomic_load_n((const u32 *)p, __ATOMIC_RELAXED)
+                     : __atomic_load_n((const u64 *)p, __ATOMIC_RELAXED);
 }
 
 static alwaysinline void walk_note(struct walk *w, u8 table, unsigned level, pa_t pa, gpa_t gpa, u64 entry)
 {
     if (likely(w->nsteps < WALK_MAX_STEPS))
-        w->steps[w->nsteps++] = (struct walk_step){.table = table, .level = (u8)level, .pa = pa, .gpa = gpa, .entry = entry};
+        w->steps[w->nsteps++] =
+            (struct walk_step){.table = table, .level = (u8)level, .pa = pa, .gpa = gpa, .entry = entry};
 }
 
 /* Bits of a present entry that must be zero, besides those above the physical-address width. */
-static alwaysinline u64 entry_reserved(const struct table_format f, const struct table_rules *rules, unsigned level, u64 e)
+static alwaysinline u64 entry_reserved(const struct table_format f, const struct table_rules *rules, unsigned level,
+                                       u64 e)
 {
     if (f.entry == 4) {
         if (level != 2 || !(e & PTE_PS) || !rules->pse)
@@ -123,8 +128,8 @@ static alwaysinline u64 entry_reserved(const struct table_format f, const struct
  * the steps are labelled. Rights are collected, not judged.
  */
 static alwaysinline enum table_result tables_walk(struct physmap *pm, const struct walk_context *ctx,
-                                                  const struct table_format f, const struct table_rules *rules, u64 root,
-                                                  u64 addr, bool nested, u8 kind, u32 access, struct walk *w,
+                                                  const struct table_format f, const struct table_rules *rules,
+                                                  u64 root, u64 addr, bool nested, u8 kind, u32 access, struct walk *w,
                                                   struct traversal *t)
 {
     u64 high = rules->maxphyaddr < 52 ? BITS64(51, rules->maxphyaddr) : 0;
@@ -134,9 +139,11 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
         high |= BITS64(62, 52);
     if (f.entry == 8 && !rules->nx)
         high |= PTE_NX;
-    u64 table = root, all = PTE_W | PTE_U, any = 0;
+    u64 table = root, all = PTE_W | PTE_U | PTE_A, any = 0;
+    unsigned step = w->nsteps; /* kept in a register: nothing else adds steps unless nested */
     t->n = 0;
     t->upper_writable = true;
+    /* At most 5 + 5 * 5 + 5 steps are noted in all (WALK_MAX_STEPS); a walk that restarts takes its own back. */
 #pragma GCC unroll 5
     for (unsigned level = f.levels; level >= 1; level--) {
         unsigned shift = PAGE_SHIFT + f.index_bits * (level - 1);
@@ -149,7 +156,10 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
                 return TABLES_SLAT;
         }
         u64 e = table_load(pm, s.pa, f.entry);
-        walk_note(w, kind, level, s.pa, gpa, e);
+        if (nested)
+            step = w->nsteps;
+        w->steps[step++] = (struct walk_step){.table = kind, .level = (u8)level, .pa = s.pa, .gpa = gpa, .entry = e};
+        w->nsteps = (u8)step;
         t->e[t->n].pa = s.pa;
         t->e[t->n].gpa = gpa;
         t->e[t->n].entry = e;
@@ -186,6 +196,7 @@ static alwaysinline enum table_result tables_walk(struct physmap *pm, const stru
     }
     t->user = all & PTE_U;
     t->writable = all & PTE_W;
+    t->accessed = all & PTE_A;
     t->nx = f.entry == 8 && (any & PTE_NX);
     return TABLES_OK;
 }
@@ -200,6 +211,8 @@ static alwaysinline enum ad_result tables_set_ad(struct physmap *pm, const struc
                                                  const struct table_format f, bool nested, bool write, struct walk *w,
                                                  struct traversal *t)
 {
+    if (likely(t->accessed && (!write || (t->leaf & PTE_D))))
+        return AD_DONE;
     for (unsigned i = f.pae && f.levels == 3 ? 1 : 0; i < t->n; i++) {
         u64 e = t->e[i].entry;
         u64 want = e | PTE_A | (write && i == t->n - 1u ? PTE_D : 0);

@@ -140,7 +140,8 @@ void vmx_apply_slat(struct vcpu *v)
                               .mbec = sec_ctl(x, SEC_MODE_BASED_EXECUTE),
                               .exec_only = x->caps.ept_vpid & VMX_EPT_EXEC_ONLY, .huge_1g = x->caps.ept_vpid & VMX_EPT_1G,
                               .huge_2m = x->caps.ept_vpid & VMX_EPT_2M, .advanced_info = x->caps.ept_vpid & VMX_EPT_ADVANCED_INFO,
-                              .ve = sec_ctl(x, SEC_EPT_VIOLATION_VE),
+                              .ve = sec_ctl(x, SEC_EPT_VIOLATION_VE), .pml = sec_ctl(x, SEC_PML),
+                              .pml_index = (u16 *)&x->f[VMCS_GUEST_PML_INDEX], .pml_address = x->f[VMCS_PML_ADDRESS],
                               .root = eptp & BITS64(v->maxphyaddr - 1, 12), .tag = eptp };
     }
     mmu_set_guest(v, &slat, v->guest_mode && sec_ctl(x, SEC_VPID) ? (u32)x->f[VMCS_VIRTUAL_PROCESSOR_ID] : 0);
@@ -193,6 +194,8 @@ static u32 load_msrs(struct vcpu *v, struct vmx_snapshot *s)
     u64 base = x->f[VMCS_VM_ENTRY_MSR_LOAD_ADDR];
     for (u32 n = 0; n < (u32)x->f[VMCS_VM_ENTRY_MSR_LOAD_COUNT]; n++) {
         struct msr_entry e;
+        if (n >= VMX_MSR_LIST_MAX)
+            return n + 1;
         physmap_read(v->pm, base + 16ull * n, &e, sizeof(e));
         s->msr_index = e.index;
         s->msr_reserved = e.reserved;
@@ -227,8 +230,11 @@ static void inject(struct vcpu *v, u32 info)
     struct event e = { .valid = true, .type = (u8)(info >> 8 & 7), .vector = (u8)info, .has_error = info & BIT(11) };
     if (e.has_error)
         e.error = (u32)x->f[VMCS_VM_ENTRY_EXCEPTION_ERROR_CODE];
-    if (e.type >= EV_SOFT_INT && e.type <= EV_SOFT_EXC)
+    /* Software events push the address behind the instruction that they stand for. */
+    if (e.type >= EV_SOFT_INT && e.type <= EV_SOFT_EXC) {
         e.insn_len = (u8)x->f[VMCS_VM_ENTRY_INSTRUCTION_LEN];
+        v->rip = (v->rip + e.insn_len) & v->linear_mask;
+    }
     if (e.type == EV_NMI) {
         if (pin_ctl(x, PIN_VIRTUAL_NMIS))
             x->virtual_nmi_blocked = true;
@@ -282,13 +288,14 @@ void vmx_enter(struct vcpu *v, bool launch)
     bool inject_event = info >> 31, pending_mtf = inject_event && (info >> 8 & 7) == EV_OTHER;
     bool vectoring = inject_event && !pending_mtf;
     x->pending_apic_write = x->pending_eoi = x->pending_tpr = false;
-    x->iret_unblocked = 0;
+    x->iret_unblocked = x->marked = false;
     x->ple_first = x->ple_last = 0;
 
     load_guest_registers(v);
     load_pdptes(v, &s);
     v->guest_mode = true;
     v->virt = &vmx_virt_ops;
+    v->guest_cr0_fixed = sec_ctl(x, SEC_UNRESTRICTED_GUEST) ? 0 : CR0_PE | CR0_PG;
     v->virt_apic_page = sec_ctl(x, SEC_VIRTUALIZE_APIC_ACCESSES) ? x->f[VMCS_APIC_ACCESS_ADDR] : ~0ull;
     x->shadow_vmcs = sec_ctl(x, SEC_VMCS_SHADOWING) ? x->f[VMCS_VMCS_LINK_POINTER] : VMX_NO_VMCS;
     vmx_apply_slat(v);
@@ -319,9 +326,6 @@ void vmx_enter(struct vcpu *v, bool launch)
         vapic_evaluate(v);
     x->mtf_event = pending_mtf;
     x->entry_vectored = vectoring;
-    x->entry_icount = v->icount;
-    x->entry_rip = v->rip;
-    x->entry_rcx = v->gpr[RCX];
     cpu_flags_changed(v);
     cpu_attention(v, ATT_VIRT | ATT_IRQ_WINDOW);
 

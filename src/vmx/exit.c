@@ -119,7 +119,7 @@ static bool store_msrs(struct vcpu *v)
         pa_t pa = F(VM_EXIT_MSR_STORE_ADDR) + 16ull * n;
         struct msr_entry e;
         physmap_read(v->pm, pa, &e, sizeof(e));
-        if (e.reserved || e.index >> 8 == 8 || !cpu_rdmsr(v, e.index, &e.value))
+        if (n >= VMX_MSR_LIST_MAX || e.reserved || e.index >> 8 == 8 || !cpu_rdmsr(v, e.index, &e.value))
             return false;
         physmap_write(v->pm, pa + 8, &e.value, sizeof(e.value));
     }
@@ -133,8 +133,8 @@ static bool load_msrs(struct vcpu *v)
     for (u32 n = 0; n < (u32)F(VM_EXIT_MSR_LOAD_COUNT); n++) {
         struct msr_entry e;
         physmap_read(v->pm, F(VM_EXIT_MSR_LOAD_ADDR) + 16ull * n, &e, sizeof(e));
-        if (e.reserved || e.index == 0xc0000100 || e.index == 0xc0000101 || e.index >> 8 == 8 || e.index == 0x9b || e.index == 0x79
-            || !cpu_wrmsr(v, e.index, e.value))
+        if (n >= VMX_MSR_LIST_MAX || e.reserved || e.index == 0xc0000100 || e.index == 0xc0000101 || e.index >> 8 == 8 || e.index == 0x9b || e.index == 0x79
+            || e.index <= 1 || !cpu_wrmsr(v, e.index, e.value))
             return false;
     }
     return true;
@@ -224,9 +224,6 @@ static void load_host_state(struct vcpu *v)
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
-/* Whether the IRET being executed lifted NMI blocking before the event that exits. */
-static bool nmi_unblocked_by_iret(const struct vcpu *v) { return v->vmx->iret_unblocked == v->icount + 1; }
-
 void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
 {
     struct vmx *x = v->vmx;
@@ -236,10 +233,10 @@ void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
     u64 qualification = e->qualification;
 
     /* Information for VM Exits Due to Vectored Events: bit 12, except for #DF and during delivery. */
-    bool unblocked = nmi_unblocked_by_iret(v) && !vectoring;
+    bool unblocked = x->iret_unblocked && !vectoring;
     if (unblocked && intr_info && (intr_info & 0x7ff) != ((u32)EV_HARD_EXC << 8 | VEC_DF))
         intr_info |= BIT(12);
-    if (unblocked && e->reason == EXIT_REASON_EPT_VIOLATION)
+    if (unblocked && (e->reason == EXIT_REASON_EPT_VIOLATION || e->reason == EXIT_REASON_PML_FULL))
         qualification |= BIT64(12);
 
     /* Recording VM-Exit Information and Updating VM-Entry Control Fields */

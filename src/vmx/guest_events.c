@@ -108,17 +108,12 @@ static void hook_nmi_delivered(struct vcpu *v) { v->nmi_blocked = true; }
 static void hook_iret(struct vcpu *v)
 {
     struct vmx *x = v->vmx;
-    if (!pin_ctl(x, PIN_NMI_EXITING)) {
-        if (v->nmi_blocked)
-            x->iret_unblocked = v->icount + 1;
+    x->iret_unblocked = pin_ctl(x, PIN_VIRTUAL_NMIS) ? x->virtual_nmi_blocked : !pin_ctl(x, PIN_NMI_EXITING) && v->nmi_blocked;
+    if (!pin_ctl(x, PIN_NMI_EXITING))
         v->nmi_blocked = false;
-    } else if (pin_ctl(x, PIN_VIRTUAL_NMIS)) {
-        if (x->virtual_nmi_blocked)
-            x->iret_unblocked = v->icount + 1;
-        x->virtual_nmi_blocked = false;
-        if (pri_ctl(x, PRI_NMI_WINDOW_EXITING))
-            cpu_attention(v, ATT_VIRT);
-    }
+    x->virtual_nmi_blocked = false;
+    /* The boundary after it forgets iret_unblocked, and an NMI window may have opened. */
+    cpu_attention(v, ATT_VIRT);
 }
 
 /* ---- between two instructions ---- */
@@ -127,7 +122,7 @@ static void hook_iret(struct vcpu *v)
 static bool progressed(const struct vcpu *v)
 {
     const struct vmx *x = v->vmx;
-    return x->entry_vectored || v->icount != x->entry_icount || v->rip != x->entry_rip || v->gpr[RCX] != x->entry_rcx;
+    return x->entry_vectored || (x->marked && (v->icount != x->mark_icount || v->rip != x->mark_rip || v->gpr[RCX] != x->mark_rcx));
 }
 
 static bool nmi_waits(struct vcpu *v)
@@ -137,7 +132,7 @@ static bool nmi_waits(struct vcpu *v)
 
 /*
  * In order of priority: trap-like exits of APIC virtualization (they belong to the instruction that
- * ended), monitor trap flag, preemption timer, NMI window, interrupt window, virtual interrupt.
+ * ended), monitor trap flag, (debug traps,) preemption timer, NMI window, interrupt window, virtual interrupt.
  * @watch: something can become due without another hook noticing.
  */
 void vmx_hook_boundary(struct vcpu *v)
@@ -145,6 +140,7 @@ void vmx_hook_boundary(struct vcpu *v)
     struct vmx *x = v->vmx;
     bool watch = false;
 
+    x->iret_unblocked = false;
     if (x->pending_eoi)
         event_exit(v, EXIT_REASON_VIRTUALIZED_EOI, x->eoi_vector);
     if (x->pending_apic_write)
@@ -157,8 +153,15 @@ void vmx_hook_boundary(struct vcpu *v)
     if (pri_ctl(x, PRI_MONITOR_TRAP_FLAG)) {
         if (progressed(v))
             event_exit(v, EXIT_REASON_MONITOR_TRAP_FLAG, 0);
+        x->marked = true;
+        x->mark_icount = v->icount;
+        x->mark_rip = v->rip;
+        x->mark_rcx = v->gpr[RCX];
         watch = true;
     }
+    /* Debug traps on the previous instruction come next; the core delivers them. */
+    if (v->pending_dbg && !(v->shadow & SHADOW_MOVSS))
+        return;
 
     if (pin_ctl(x, PIN_PREEMPTION_TIMER) && v->activity != ACTIVITY_WAIT_SIPI) {
         if (cpu_tsc(v) >> VMX_MISC_TIMER_SHIFT >= x->timer_end)
@@ -175,10 +178,10 @@ void vmx_hook_boundary(struct vcpu *v)
 
     bool awake = v->activity == ACTIVITY_ACTIVE || v->activity == ACTIVITY_HLT || v->activity == ACTIVITY_MWAIT;
     bool window = pri_ctl(x, PRI_INTERRUPT_WINDOW_EXITING), virtual_interrupt = vapic_interrupt_pending(v);
-    if ((window || virtual_interrupt) && awake) {
+    if ((window || virtual_interrupt) && awake && v->rflags & FL_IF) { /* IF becoming 1 sets ATT_VIRT (cpu_rearm) */
         watch = true;
         /* An NMI that can be taken goes first. */
-        if (v->rflags & FL_IF && !v->shadow && !nmi_waits(v)) {
+        if (!v->shadow && !nmi_waits(v)) {
             if (window)
                 event_exit(v, EXIT_REASON_INTERRUPT_WINDOW, 0);
             struct event ev = { .valid = true, .type = EV_EXTINT, .vector = (u8)vapic_take(v) };
@@ -216,11 +219,7 @@ static void virtualization_exception(struct vcpu *v, gva_t la, const struct walk
         u64 qualification, linear, physical;
         u16 eptp_index;
     } __attribute__((packed)) info;
-    const struct walk_step *leaf = NULL;
-    for (unsigned n = 0; n < w->nsteps; n++)
-        if (w->steps[n].table == TABLE_EPT)
-            leaf = &w->steps[n];
-    if (!sec_ctl(x, SEC_EPT_VIOLATION_VE) || !leaf || leaf->entry >> 63 || !(v->cr0 & CR0_PE) || v->delivering.valid)
+    if (!sec_ctl(x, SEC_EPT_VIOLATION_VE) || w->suppress_ve || !(v->cr0 & CR0_PE) || v->delivering.valid)
         return;
     pa_t area = F(VE_INFORMATION_ADDRESS);
     if (physmap_load(v->pm, area + 4, 4))
@@ -245,6 +244,8 @@ void vmx_hook_slat_fault(struct vcpu *v, gva_t la, u32 access, const struct walk
         e.qualification = w->qualification;
         e.linear = la;
         e.has_linear = w->qualification & BIT64(7);
+    } else if (w->fault == WALK_PML_FULL) {
+        e.reason = EXIT_REASON_PML_FULL;
     }
     vmx_exit(v, &e);
 }

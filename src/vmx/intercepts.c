@@ -43,6 +43,7 @@ static const struct insn_rule {
     [INTERCEPT_UMWAIT] = { BY_PRI, PRI_RDTSC_EXITING, EXIT_REASON_UMWAIT, .enable = SEC_USER_WAIT_PAUSE + 1 },
     [INTERCEPT_TPAUSE] = { BY_PRI, PRI_RDTSC_EXITING, EXIT_REASON_TPAUSE, .enable = SEC_USER_WAIT_PAUSE + 1 },
     [INTERCEPT_INVPCID] = { BY_PRI, PRI_INVLPG_EXITING, EXIT_REASON_INVPCID, .enable = SEC_INVPCID + 1 },
+    [INTERCEPT_RDPID] = { NEVER, .enable = SEC_RDTSCP + 1 },
     [INTERCEPT_PAUSE] = { SPECIAL, .reason = EXIT_REASON_PAUSE },
     [INTERCEPT_WBINVD] = { BY_SEC, SEC_WBINVD_EXITING, EXIT_REASON_WBINVD },
     [INTERCEPT_WBNOINVD] = { BY_SEC, SEC_WBINVD_EXITING, EXIT_REASON_WBINVD },
@@ -295,6 +296,9 @@ void vmx_hook_dr(struct vcpu *v, unsigned dr, unsigned gpr, bool write, const st
 u64 vmx_hook_tsc(struct vcpu *v, u64 tsc)
 {
     struct vmx *x = v->vmx;
+    /* A guest that has read a time past the VMX-preemption timer's end does not retire another instruction. */
+    if (pin_ctl(x, PIN_PREEMPTION_TIMER) && tsc >> VMX_MISC_TIMER_SHIFT >= x->timer_end)
+        cpu_attention(v, ATT_VIRT);
     if (!pri_ctl(x, PRI_TSC_OFFSETTING))
         return tsc;
     if (sec_ctl(x, SEC_TSC_SCALING))

@@ -109,6 +109,8 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 #define VMX_MISC_ACTIVITY_HLT BIT64(6)
 #define VMX_MISC_ACTIVITY_SHUTDOWN BIT64(7)
 #define VMX_MISC_ACTIVITY_WAIT_SIPI BIT64(8)
+/* Entries an MSR list may have: the recommended maximum, and our limit (a list may not hold up the host). */
+#define VMX_MSR_LIST_MAX 512u
 #define VMX_MISC_VMWRITE_ALL BIT64(29)
 #define VMX_MISC_ZERO_LENGTH BIT64(30)
 /* IA32_VMX_EPT_VPID_CAP */
@@ -203,18 +205,17 @@ struct vmx {
     u32 pin, pri, sec, entry, exit;
     pa_t shadow_vmcs;           /* VMCS shadowing: the link pointer */
     bool virtual_nmi_blocked;   /* "virtual NMIs": blocking is virtual, physical NMIs always exit */
-    bool injecting;             /* the event in delivery was injected by VM entry */
-    u64 iret_unblocked;         /* icount + 1 of an IRET that lifted NMI blocking */
+    bool iret_unblocked;        /* the IRET that executes has lifted NMI blocking */
     /* trap-like exits of APIC virtualization, taken at the next boundary */
     bool pending_apic_write, pending_eoi, pending_tpr;
     u16 apic_write_offset;
     u8 eoi_vector;
     bool mtf_event;             /* an injected "pending MTF" (type 7, vector 0) */
-    u64 entry_icount, entry_rip, entry_rcx; /* to see whether anything ran since the entry */
-    bool entry_vectored;
+    /* Monitor trap flag: where the guest was at the first boundary after the entry (@marked). */
+    bool marked, entry_vectored;
+    u64 mark_icount, mark_rip, mark_rcx;
     /* VMX-preemption timer: expires when (TSC >> VMX_MISC_TIMER_SHIFT) reaches this */
     u64 timer_end;
-    bool timer_expired_exit;
     struct timer timer;
     /* PAUSE-loop exiting */
     u64 ple_first, ple_last;

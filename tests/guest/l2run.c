@@ -155,6 +155,24 @@ static void set_cpuid(int kvm, int cpu)
         die("KVM_SET_CPUID2");
 }
 
+/* IA32_MISC_ENABLE as firmware leaves it: without fast strings Linux drops ERMS but keeps FSRM, and its
+ * memmove() relies on the two going together. */
+static void set_msrs(int cpu)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } m;
+    memset(&m, 0, sizeof(m));
+    m.head.nmsrs = 1;
+    m.entry.index = 0x1a0;
+    if (ioctl(cpu, KVM_GET_MSRS, &m) != 1)
+        die("KVM_GET_MSRS");
+    m.entry.data |= 1;
+    if (ioctl(cpu, KVM_SET_MSRS, &m) != 1)
+        die("KVM_SET_MSRS");
+}
+
 static void set_registers(int cpu)
 {
     struct kvm_sregs s;
@@ -229,6 +247,7 @@ int main(int argc, char **argv)
     if (size < 0 || run == MAP_FAILED)
         die("KVM_GET_VCPU_MMAP_SIZE");
     set_cpuid(kvm, cpu);
+    set_msrs(cpu);
     set_registers(cpu);
     struct uart uart = {0};
     int status = -1;

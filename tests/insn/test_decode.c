@@ -189,6 +189,9 @@ static void test_operand_sizes(void **state)
     assert_int_equal(decode(CODE_32, "66 0f 01 10").opsize, 2);
     assert_int_equal(decode(CODE_64, "f6 e1").opsize, 1);
     assert_int_equal(decode(CODE_64, "cb").opsize, 4);
+    assert_int_equal(decode(CODE_64, "66 98").opsize, 2); /* CBW */
+    assert_int_equal(decode(CODE_32, "99").opsize, 4);
+    assert_int_equal(decode(CODE_64, "48 99").opsize, 8);
     assert_int_equal(decode(CODE_64, "e2 00").opsize, 8);
     i = decode(CODE_64, "48 0f 01 08"); /* SIDT: 10 bytes */
     assert_int_equal(operand_bytes(&i, 0), 10);

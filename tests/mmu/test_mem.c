@@ -31,18 +31,18 @@ void cpu_raise_walk(struct vcpu *v, gva_t la, u32 access, const struct walk *w)
 }
 void cpu_unwind(struct vcpu *v, enum unwind_reason reason) { longjmp(raised.unwind, 2); }
 
-#define FAULTS(vec, code, statement)                                                                                  \
-    do {                                                                                                              \
-        raised.vector = 0;                                                                                            \
-        if (!setjmp(raised.unwind)) {                                                                                 \
-            statement;                                                                                                \
-            fail_msg("no fault");                                                                                     \
-        }                                                                                                             \
-        assert_int_equal(raised.vector, vec);                                                                         \
-        assert_int_equal(raised.error, code);                                                                         \
+#define FAULTS(vec, code, statement)                                                                                   \
+    do {                                                                                                               \
+        raised.vector = 0;                                                                                             \
+        if (!setjmp(raised.unwind)) {                                                                                  \
+            statement;                                                                                                 \
+            fail_msg("no fault");                                                                                      \
+        }                                                                                                              \
+        assert_int_equal(raised.vector, vec);                                                                          \
+        assert_int_equal(raised.error, code);                                                                          \
     } while (0)
 
-#define RW 7
+#define RW   7
 #define ROOT 0x100000
 #define DATA 0x400000ull
 
@@ -382,9 +382,9 @@ static void fetch_and_peek(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(values),      cmocka_unit_test(crossing_faults), cmocka_unit_test(canonical), cmocka_unit_test(alignment),
-        cmocka_unit_test(segments),    cmocka_unit_test(breakpoints),     cmocka_unit_test(devices),   cmocka_unit_test(tracked),
-        cmocka_unit_test(fetch_and_peek),
+        cmocka_unit_test(values),    cmocka_unit_test(crossing_faults), cmocka_unit_test(canonical),
+        cmocka_unit_test(alignment), cmocka_unit_test(segments),        cmocka_unit_test(breakpoints),
+        cmocka_unit_test(devices),   cmocka_unit_test(tracked),         cmocka_unit_test(fetch_and_peek),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -202,8 +202,8 @@ static void dma_stops(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(overlay),   cmocka_unit_test(small_regions), cmocka_unit_test(high_memory),
-        cmocka_unit_test(tracking),  cmocka_unit_test(dma_stops),
+        cmocka_unit_test(overlay),  cmocka_unit_test(small_regions), cmocka_unit_test(high_memory),
+        cmocka_unit_test(tracking), cmocka_unit_test(dma_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

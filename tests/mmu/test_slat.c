@@ -4,18 +4,28 @@
 enum { R = 1, W = 2, X = 4, XU = 1 << 10, EPTA = 1 << 8, EPTD = 1 << 9, WB = 6 << 3, BIG = 0x80, ALL = R | W | X | XU };
 
 /* EPT tables at 0x10000 + level * 0x1000 for guest-physical 0..2 MiB-1, identity but for what a test changes. */
-#define EPT_TABLE(level) (0x10000ull + (level) * 0x1000)
-#define NPT_TABLE(level) (0x20000ull + (level) * 0x1000)
+#define EPT_TABLE(level) (0x10000ull + (level)*0x1000)
+#define NPT_TABLE(level) (0x20000ull + (level)*0x1000)
 /* Guest tables at 0x30000 + level * 0x1000, mapping linear 0x1000 * n for one page. */
-#define GUEST_TABLE(level) (0x30000ull + (level) * 0x1000)
-#define DATA 0x50000ull
-#define LA 0x7000ull
+#define GUEST_TABLE(level) (0x30000ull + (level)*0x1000)
+#define DATA               0x50000ull
+#define LA                 0x7000ull
 
 static struct walk_context ept_ctx(unsigned levels)
 {
-    return (struct walk_context){.paging = PAGING_4LEVEL, .maxphyaddr = 40, .wp = true, .nx = true, .pdpe1gb = true, .cr3 = GUEST_TABLE(4),
-                                 .slat = {.kind = SLAT_EPT, .levels = (u8)levels, .exec_only = true, .huge_1g = true, .huge_2m = true,
-                                          .root = EPT_TABLE(levels), .tag = EPT_TABLE(levels)}};
+    return (struct walk_context){.paging = PAGING_4LEVEL,
+                                 .maxphyaddr = 40,
+                                 .wp = true,
+                                 .nx = true,
+                                 .pdpe1gb = true,
+                                 .cr3 = GUEST_TABLE(4),
+                                 .slat = {.kind = SLAT_EPT,
+                                          .levels = (u8)levels,
+                                          .exec_only = true,
+                                          .huge_1g = true,
+                                          .huge_2m = true,
+                                          .root = EPT_TABLE(levels),
+                                          .tag = EPT_TABLE(levels)}};
 }
 
 static void ept_identity(struct physmap *pm)
@@ -65,11 +75,14 @@ static void ept_matrix(void **state)
                         bool user_page = at == 1 ? user : true;
                         u64 exec = X | (mbec ? XU : 0);
                         bool present = bits & (R | W | exec);
-                        bool misconfig = present && ((bits & (R | W)) == W || (!exec_only && !(bits & R) && (bits & exec)));
+                        bool misconfig =
+                            present && ((bits & (R | W)) == W || (!exec_only && !(bits & R) && (bits & exec)));
                         u64 need = (access & ACCESS_READ ? R : 0) | (access & ACCESS_WRITE ? W : 0) |
                                    (fetch ? (mbec && user_page ? XU : X) : 0);
                         bool ok = walk_linear(pm, &c, at == 1 ? LA + 0x123 : DATA + 0x123, access, &w);
-                        u8 expect = misconfig ? WALK_EPT_MISCONFIG : need & ~(present ? bits : 0) ? WALK_EPT_VIOLATION : WALK_OK;
+                        u8 expect = misconfig                      ? WALK_EPT_MISCONFIG
+                                    : need & ~(present ? bits : 0) ? WALK_EPT_VIOLATION
+                                                                   : WALK_OK;
                         assert_int_equal(ok, expect == WALK_OK);
                         assert_int_equal(w.fault, expect);
                         faults[expect]++;
@@ -81,7 +94,8 @@ static void ept_matrix(void **state)
                         assert_int_equal(w.gpa, DATA + 0x123);
                         assert_false(w.gpa_is_table);
                         if (expect == WALK_EPT_VIOLATION) {
-                            u64 q = access | (present ? (bits & 7) << 3 : 0) | (mbec && present && (bits & XU) ? 1 << 6 : 0) | 3 << 7;
+                            u64 q = access | (present ? (bits & 7) << 3 : 0) |
+                                    (mbec && present && (bits & XU) ? 1 << 6 : 0) | 3 << 7;
                             if (advanced)
                                 q |= (user_page ? 1 << 9 : 0) | 1 << 10;
                             assert_int_equal(w.qualification, q);
@@ -283,8 +297,16 @@ static void ept_pml(void **state)
 static struct walk_context npt_ctx(enum paging_mode host)
 {
     unsigned levels = host == PAGING_5LEVEL ? 5 : host == PAGING_4LEVEL ? 4 : host == PAGING_PAE ? 3 : 2;
-    return (struct walk_context){.paging = PAGING_4LEVEL, .maxphyaddr = 40, .wp = true, .nx = true, .pdpe1gb = true, .amd = true, .cr3 = GUEST_TABLE(4),
-                                 .slat = {.kind = SLAT_NPT, .host_mode = (u8)host, .nx = true, .pse = true, .root = NPT_TABLE(levels), .tag = 1}};
+    return (struct walk_context){
+        .paging = PAGING_4LEVEL,
+        .maxphyaddr = 40,
+        .wp = true,
+        .nx = true,
+        .pdpe1gb = true,
+        .amd = true,
+        .cr3 = GUEST_TABLE(4),
+        .slat = {
+            .kind = SLAT_NPT, .host_mode = (u8)host, .nx = true, .pse = true, .root = NPT_TABLE(levels), .tag = 1}};
 }
 
 static void npt_identity(struct physmap *pm, enum paging_mode host)
@@ -334,13 +356,15 @@ static void npt_matrix(void **state)
                     assert_int_equal(ok, !bad);
                     if (ok) {
                         assert_int_equal(w.pa, DATA);
-                        u64 e = host == PAGING_32BIT ? get32(pm, NPT_TABLE(1) + 4 * (gpa >> 12)) : get64(pm, NPT_TABLE(1) + 8 * (gpa >> 12));
+                        u64 e = host == PAGING_32BIT ? get32(pm, NPT_TABLE(1) + 4 * (gpa >> 12))
+                                                     : get64(pm, NPT_TABLE(1) + 8 * (gpa >> 12));
                         assert_int_equal(e & 0x60, write ? 0x60 : 0x20);
                         continue;
                     }
                     assert_int_equal(w.fault, WALK_NPF);
-                    assert_int_equal(w.error_code, (p ? 1 : 0) | (write ? 2 : 0) | 4 | (rsvd ? 8 : 0) |
-                                                       (fetch && ((c.slat.nx && host != PAGING_32BIT) || smep) ? 16 : 0));
+                    assert_int_equal(w.error_code,
+                                     (p ? 1 : 0) | (write ? 2 : 0) | 4 | (rsvd ? 8 : 0) |
+                                         (fetch && ((c.slat.nx && host != PAGING_32BIT) || smep) ? 16 : 0));
                     assert_int_equal(w.error_hi, table ? 2 : 1);
                     assert_int_equal(w.gpa, table ? GUEST_TABLE(1) + 8 * (LA >> 12) : DATA);
                 }
@@ -399,9 +423,9 @@ static void deepest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ept_matrix), cmocka_unit_test(ept_advanced), cmocka_unit_test(ept_misconfig), cmocka_unit_test(ept_tables),
-        cmocka_unit_test(ept_flags),  cmocka_unit_test(ept_pml),      cmocka_unit_test(npt_matrix),    cmocka_unit_test(npt_guest_pae),
-        cmocka_unit_test(deepest),
+        cmocka_unit_test(ept_matrix), cmocka_unit_test(ept_advanced),  cmocka_unit_test(ept_misconfig),
+        cmocka_unit_test(ept_tables), cmocka_unit_test(ept_flags),     cmocka_unit_test(ept_pml),
+        cmocka_unit_test(npt_matrix), cmocka_unit_test(npt_guest_pae), cmocka_unit_test(deepest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

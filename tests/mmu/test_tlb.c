@@ -1,8 +1,8 @@
 /* What the TLB may grant, and how far each invalidation reaches. */
 #include "vcpu_test.h"
 
-#define RW (1 | 2 | 4)
-#define G 0x100
+#define RW  (1 | 2 | 4)
+#define G   0x100
 #define BIG 0x80
 
 static pa_t look(struct vcpu *v, gva_t la, u32 access)
@@ -83,7 +83,8 @@ static void special_pages(void **state)
     for (unsigned i = 0; i < 8; i++)
         tables_map(&t, 0x10000 + i * 0x1000, 0x400000 + i * 0x1000, RW);
     assert_int_equal(look(v, 0x10000, ACCESS_WRITE), 0x400000);
-    assert_false(granted(v, 0x10000, ACCESS_READ) || granted(v, 0x10000, ACCESS_WRITE) || granted(v, 0x10000, ACCESS_EXEC));
+    assert_false(granted(v, 0x10000, ACCESS_READ) || granted(v, 0x10000, ACCESS_WRITE) ||
+                 granted(v, 0x10000, ACCESS_EXEC));
     look(v, 0x11000, ACCESS_WRITE);
     assert_int_equal(where(v, 0x11000), 0x401000);
     assert_true(granted(v, 0x11000, ACCESS_READ));
@@ -191,29 +192,29 @@ static void pcids(void **state)
     tables_map(&r.b, 0x1000, OLD, RW);
     tables_map(&r.b, 0x2000, OLD, RW | G);
 #define GO(table, pcid) (v->cr3 = (table).root | (pcid), mmu_update(v))
-#define WARM()                                                                                                        \
-    do {                                                                                                              \
-        mmu_flush_all(v);                                                                                             \
-        for (int k_ = 0; k_ < 2; k_++) {                                                                              \
-            struct tables *t_ = k_ ? &r.b : &r.a;                                                                     \
-            GO(*t_, 1 + k_);                                                                                          \
-            for (gva_t la_ = 0x1000; la_ <= 0x2000; la_ += 0x1000) {                                                  \
-                u64 f_ = RW | (la_ == 0x2000 ? G : 0);                                                                \
-                tables_map(t_, la_, OLD, f_);                                                                         \
-                where(v, la_);                                                                                        \
-                remap(t_, la_, f_);                                                                                   \
-            }                                                                                                         \
-        }                                                                                                             \
-        GO(r.a, 1);                                                                                                   \
+#define WARM()                                                                                                         \
+    do {                                                                                                               \
+        mmu_flush_all(v);                                                                                              \
+        for (int k_ = 0; k_ < 2; k_++) {                                                                               \
+            struct tables *t_ = k_ ? &r.b : &r.a;                                                                      \
+            GO(*t_, 1 + k_);                                                                                           \
+            for (gva_t la_ = 0x1000; la_ <= 0x2000; la_ += 0x1000) {                                                   \
+                u64 f_ = RW | (la_ == 0x2000 ? G : 0);                                                                 \
+                tables_map(t_, la_, OLD, f_);                                                                          \
+                where(v, la_);                                                                                         \
+                remap(t_, la_, f_);                                                                                    \
+            }                                                                                                          \
+        }                                                                                                              \
+        GO(r.a, 1);                                                                                                    \
     } while (0)
-#define EXPECT(local1, global1, local2, global2)                                                                      \
-    do {                                                                                                              \
-        GO(r.a, 1);                                                                                                   \
-        assert_int_equal(survived(v, 0x1000), local1);                                                                \
-        assert_int_equal(survived(v, 0x2000), global1);                                                               \
-        GO(r.b, 2);                                                                                                   \
-        assert_int_equal(survived(v, 0x1000), local2);                                                                \
-        assert_int_equal(survived(v, 0x2000), global2);                                                               \
+#define EXPECT(local1, global1, local2, global2)                                                                       \
+    do {                                                                                                               \
+        GO(r.a, 1);                                                                                                    \
+        assert_int_equal(survived(v, 0x1000), local1);                                                                 \
+        assert_int_equal(survived(v, 0x2000), global1);                                                                \
+        GO(r.b, 2);                                                                                                    \
+        assert_int_equal(survived(v, 0x1000), local2);                                                                 \
+        assert_int_equal(survived(v, 0x2000), global2);                                                                \
     } while (0)
     WARM();
     EXPECT(1, 1, 1, 1); /* switches flush nothing */
@@ -252,27 +253,27 @@ static void vpids(void **state)
     struct reach r = reach_new();
     struct vcpu *v = r.v;
 #define VPID(n) (mmu_set_guest(v, NULL, n), mmu_update(v))
-#define WARM_VPIDS()                                                                                                  \
-    do {                                                                                                              \
-        mmu_flush_all(v);                                                                                             \
-        tables_map(&r.a, 0x1000, OLD, RW);                                                                            \
-        tables_map(&r.a, 0x2000, OLD, RW | G);                                                                        \
-        for (u32 n_ = 0; n_ < 3; n_++) {                                                                              \
-            VPID(n_);                                                                                                 \
-            where(v, 0x1000);                                                                                         \
-            where(v, 0x2000);                                                                                         \
-        }                                                                                                             \
-        remap(&r.a, 0x1000, RW);                                                                                      \
-        remap(&r.a, 0x2000, RW | G);                                                                                  \
+#define WARM_VPIDS()                                                                                                   \
+    do {                                                                                                               \
+        mmu_flush_all(v);                                                                                              \
+        tables_map(&r.a, 0x1000, OLD, RW);                                                                             \
+        tables_map(&r.a, 0x2000, OLD, RW | G);                                                                         \
+        for (u32 n_ = 0; n_ < 3; n_++) {                                                                               \
+            VPID(n_);                                                                                                  \
+            where(v, 0x1000);                                                                                          \
+            where(v, 0x2000);                                                                                          \
+        }                                                                                                              \
+        remap(&r.a, 0x1000, RW);                                                                                       \
+        remap(&r.a, 0x2000, RW | G);                                                                                   \
     } while (0)
-#define EXPECT_VPIDS(...)                                                                                             \
-    do {                                                                                                              \
-        static const bool want_[3][2] = {__VA_ARGS__};                                                                \
-        for (u32 n_ = 0; n_ < 3; n_++) {                                                                              \
-            VPID(n_);                                                                                                 \
-            assert_int_equal(survived(v, 0x1000), want_[n_][0]);                                                      \
-            assert_int_equal(survived(v, 0x2000), want_[n_][1]);                                                      \
-        }                                                                                                             \
+#define EXPECT_VPIDS(...)                                                                                              \
+    do {                                                                                                               \
+        static const bool want_[3][2] = {__VA_ARGS__};                                                                 \
+        for (u32 n_ = 0; n_ < 3; n_++) {                                                                               \
+            VPID(n_);                                                                                                  \
+            assert_int_equal(survived(v, 0x1000), want_[n_][0]);                                                       \
+            assert_int_equal(survived(v, 0x2000), want_[n_][1]);                                                       \
+        }                                                                                                              \
     } while (0)
     WARM_VPIDS();
     EXPECT_VPIDS({1, 1}, {1, 1}, {1, 1});
@@ -319,7 +320,8 @@ static void invept(void **state)
         pa_t root = 0x300000 + i * 0x2000;
         put64(r.pm, root, (root + 0x1000) | 7);
         put64(r.pm, root + 0x1000, 0x80 | 6 << 3 | 7);
-        s[i] = (struct slat){.kind = SLAT_EPT, .levels = 4, .huge_1g = true, .huge_2m = true, .root = root, .tag = root | 0x1e};
+        s[i] = (struct slat){
+            .kind = SLAT_EPT, .levels = 4, .huge_1g = true, .huge_2m = true, .root = root, .tag = root | 0x1e};
     }
     v->cr0 &= ~CR0_PG;
     v->efer = 0;
@@ -445,9 +447,36 @@ static void jump_cache(void **state)
     mmu_invlpg(v, 0x1000);
     assert_null(j[5].block);
     assert_non_null(j[6].block);
+    /* A hint is found even when its page has left the TLB, or is mapped anew without the right to execute. */
+    tables_map(&r.a, 0x2000 + TLB_SIZE * PAGE_SIZE, OLD, RW | BIT64(63));
+    where(v, 0x2000 + TLB_SIZE * PAGE_SIZE);
+    mmu_invlpg(v, 0x1000);
+    mmu_invlpg(v, 0x3000);
+    assert_non_null(j[6].block);
+    mmu_invlpg(v, 0x2000);
+    assert_null(j[6].block);
+    look(v, 0x1000, ACCESS_EXEC);
+    j[5] = (struct jump_cache_entry){0x1234, &block};
+    tables_map(&r.a, 0x1000, OLD, RW | BIT64(63));
+    look(v, 0x1000, ACCESS_WRITE); /* not dirty yet: walks, and finds the new rights */
+    assert_non_null(j[5].block);
+    mmu_invlpg(v, 0x1000);
+    assert_null(j[5].block);
+    j[6] = (struct jump_cache_entry){0x2234, &block};
     mmu_flush_cr3(v, 0);
     assert_null(j[6].block);
     assert_true(v->attention & ATT_BLOCK);
+    /* Likewise for large pages: INVLPG anywhere inside reaches hints whose fragments are gone. */
+    put64(r.pm, tables_entry(&r.a, 0x80000000, 2), RW | BIG);
+    look(v, 0x80003000, ACCESS_EXEC);
+    j[7] = (struct jump_cache_entry){0x80003010, &block};
+    where(v, 0x2000 + TLB_SIZE * PAGE_SIZE); /* another slot */
+    tables_map(&r.a, 0x3000, OLD, RW | BIT64(63));
+    where(v, 0x3000); /* the same slot */
+    mmu_invlpg(v, 0x80400000);
+    assert_non_null(j[7].block);
+    mmu_invlpg(v, 0x801ff000);
+    assert_null(j[7].block);
     v->cpl = 3;
     assert_ptr_not_equal(mmu_jump_cache(v), j);
     test_vcpu_free(v);
@@ -473,9 +502,10 @@ static void replacement(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(grants),      cmocka_unit_test(special_pages), cmocka_unit_test(cr3_without_pcid), cmocka_unit_test(pcids),
-        cmocka_unit_test(vpids),       cmocka_unit_test(invept),        cmocka_unit_test(large_pages),      cmocka_unit_test(modes_and_keys),
-        cmocka_unit_test(jump_cache),  cmocka_unit_test(replacement),
+        cmocka_unit_test(grants),      cmocka_unit_test(special_pages),  cmocka_unit_test(cr3_without_pcid),
+        cmocka_unit_test(pcids),       cmocka_unit_test(vpids),          cmocka_unit_test(invept),
+        cmocka_unit_test(large_pages), cmocka_unit_test(modes_and_keys), cmocka_unit_test(jump_cache),
+        cmocka_unit_test(replacement),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

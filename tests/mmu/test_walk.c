@@ -10,7 +10,8 @@
 enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40, PS = 0x80, NX = BIT(9) };
 
 /* States of one entry: absent (all else set), reserved bit, and all rights. */
-static const u16 states[] = {W | U | NX, P | W | U | RSVD, P, P | W, P | U, P | W | U, P | NX, P | W | NX, P | U | NX, P | W | U | NX};
+static const u16 states[] = {W | U | NX, P | W | U | RSVD, P,          P | W,      P | U,
+                             P | W | U,  P | NX,           P | W | NX, P | U | NX, P | W | U | NX};
 /* Enough for the upper levels of the deepest tables: each right missing alone. */
 #define FEW_STATES 6
 static const u16 few_states[FEW_STATES] = {0, P | W | U | RSVD, P | W, P | U, P | W | U, P | W | U | NX};
@@ -107,15 +108,15 @@ static void run_shape(struct physmap *pm, struct shape *s, struct walk_context *
                 int expect = model(s, state, c, access);
                 bool ok = walk_linear(pm, c, la, access, &w);
                 if (ok != (expect < 0) || (!ok && (w.fault != WALK_PAGE_FAULT || (int)w.error_code != expect)))
-                    fail_msg("%s: combination %u, mode %u, access %#x: %s %#x, expected %#x", s->name, combo, mode, access,
-                             ok ? "success" : "error", w.error_code, (unsigned)expect);
+                    fail_msg("%s: combination %u, mode %u, access %#x: %s %#x, expected %#x", s->name, combo, mode,
+                             access, ok ? "success" : "error", w.error_code, (unsigned)expect);
                 for (unsigned l = s->leaf_level; l <= s->levels; l++) {
                     u64 want = value[l];
                     if (ok)
                         want |= A | (l == s->leaf_level && (access & ACCESS_WRITE) ? D : 0);
                     if (get(pm, s, l) != want)
-                        fail_msg("%s: combination %u, access %#x: level %u is %#llx, expected %#llx", s->name, combo, access, l,
-                                 (unsigned long long)get(pm, s, l), (unsigned long long)want);
+                        fail_msg("%s: combination %u, access %#x: level %u is %#llx, expected %#llx", s->name, combo,
+                                 access, l, (unsigned long long)get(pm, s, l), (unsigned long long)want);
                 }
                 if (ok) {
                     assert_int_equal(w.pa, target | (la & ((1ull << s->lg2) - 1)));
@@ -130,11 +131,16 @@ static void run_shape(struct physmap *pm, struct shape *s, struct walk_context *
     }
 }
 
-static void shape_run(const char *name, enum paging_mode mode, unsigned levels, unsigned entry, unsigned leaf, unsigned lg2,
-                      const u64 rsvd[6], bool few)
+static void shape_run(const char *name, enum paging_mode mode, unsigned levels, unsigned entry, unsigned leaf,
+                      unsigned lg2, const u64 rsvd[6], bool few)
 {
     struct physmap *pm = test_memory(4);
-    struct walk_context c = {.paging = mode, .maxphyaddr = 40, .pse = true, .pse36 = true, .pdpe1gb = true, .cr3 = levels * 0x1000 + 0x10000};
+    struct walk_context c = {.paging = mode,
+                             .maxphyaddr = 40,
+                             .pse = true,
+                             .pse36 = true,
+                             .pdpe1gb = true,
+                             .cr3 = levels * 0x1000 + 0x10000};
     struct shape s = {.name = name, .mode = mode, .levels = levels, .entry = entry, .leaf_level = leaf, .lg2 = lg2};
     unsigned bits = entry == 8 ? 9 : 10;
     for (unsigned l = 1; l <= levels; l++) {
@@ -151,7 +157,10 @@ static void shape_run(const char *name, enum paging_mode mode, unsigned levels, 
 
 #define R(...) ((const u64[6]){__VA_ARGS__})
 static void perms_32bit(void **state) { shape_run("32-bit 4K", PAGING_32BIT, 2, 4, 1, 12, R(0), false); }
-static void perms_32bit_4m(void **state) { shape_run("32-bit 4M", PAGING_32BIT, 2, 4, 2, 22, R(0, 0, BIT64(21)), false); }
+static void perms_32bit_4m(void **state)
+{
+    shape_run("32-bit 4M", PAGING_32BIT, 2, 4, 2, 22, R(0, 0, BIT64(21)), false);
+}
 static void perms_pae(void **state) { shape_run("PAE 4K", PAGING_PAE, 2, 8, 1, 12, R(0, BIT64(52), BIT64(40)), false); }
 static void perms_pae_2m(void **state) { shape_run("PAE 2M", PAGING_PAE, 2, 8, 2, 21, R(0, 0, BIT64(13)), false); }
 static void perms_4level(void **state)
@@ -175,14 +184,16 @@ static void perms_5level(void **state)
 
 static struct walk_context ctx4(void)
 {
-    return (struct walk_context){.paging = PAGING_4LEVEL, .maxphyaddr = 40, .nx = true, .wp = true, .pdpe1gb = true, .cr3 = 0x14000};
+    return (struct walk_context){
+        .paging = PAGING_4LEVEL, .maxphyaddr = 40, .nx = true, .wp = true, .pdpe1gb = true, .cr3 = 0x14000};
 }
 
 /* 4-level tables for la as in run_shape, all rights, leaf @leaf. */
 static void map4(struct physmap *pm, u64 leaf)
 {
     for (unsigned l = 1; l <= 4; l++)
-        put64(pm, 0x10000 + l * 0x1000 + ((la >> (12 + 9 * (l - 1))) & 511) * 8, l == 1 ? leaf : (0x10000 + (l - 1) * 0x1000) | 7);
+        put64(pm, 0x10000 + l * 0x1000 + ((la >> (12 + 9 * (l - 1))) & 511) * 8,
+              l == 1 ? leaf : (0x10000 + (l - 1) * 0x1000) | 7);
 }
 
 static void reserved_bits(void **state)
@@ -370,11 +381,14 @@ static void pdptes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(perms_32bit),     cmocka_unit_test(perms_32bit_4m),   cmocka_unit_test(perms_pae),
-        cmocka_unit_test(perms_pae_2m),    cmocka_unit_test(perms_4level),     cmocka_unit_test(perms_4level_2m),
-        cmocka_unit_test(perms_4level_1g), cmocka_unit_test(perms_5level),     cmocka_unit_test(reserved_bits),
-        cmocka_unit_test(pse),             cmocka_unit_test(protection_keys),  cmocka_unit_test(look_only),
-        cmocka_unit_test(recursive_tables), cmocka_unit_test(tables_elsewhere), cmocka_unit_test(pdptes),
+        cmocka_unit_test(perms_32bit),      cmocka_unit_test(perms_32bit_4m),
+        cmocka_unit_test(perms_pae),        cmocka_unit_test(perms_pae_2m),
+        cmocka_unit_test(perms_4level),     cmocka_unit_test(perms_4level_2m),
+        cmocka_unit_test(perms_4level_1g),  cmocka_unit_test(perms_5level),
+        cmocka_unit_test(reserved_bits),    cmocka_unit_test(pse),
+        cmocka_unit_test(protection_keys),  cmocka_unit_test(look_only),
+        cmocka_unit_test(recursive_tables), cmocka_unit_test(tables_elsewhere),
+        cmocka_unit_test(pdptes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

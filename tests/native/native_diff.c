@@ -98,7 +98,8 @@ static void run_host(const struct state *in, struct state *out, const u8 *bytes,
     u8 *code = (u8 *)CODE_AT;
     memcpy(code, bytes, len);
     if (branch) {
-        memset(code + len, 0xcc, 32);
+        memset((void *)CODE_VA, 0xcc, 0x1000);
+        memcpy(code, bytes, len);
     } else {
         static const u8 jump[] = { 0xff, 0x25, 0, 0, 0, 0 }; /* jmp [rip] */
         memcpy(code + len, jump, 6);
@@ -256,7 +257,9 @@ static void setup_guest(void)
     v->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
     v->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
     v->xcr0 = nat_mask;
-    v->mxcsr_mask = 0xffff;
+    _Alignas(16) static u8 image[512];
+    __asm__ volatile("fxsave64 %0" : "=m"(image));
+    v->mxcsr_mask = load32(image + 28) ? load32(image + 28) : 0xffbf;
     for (unsigned s = 0; s < SEG_COUNT; s++)
         v->seg[s] = (struct segment){ .limit = 0xffffffff, .ar = 0xc0f3, .sel = 0x2b };
     v->seg[SEG_CS] = (struct segment){ .limit = 0xffffffff, .ar = 0xa0fb, .sel = 0x33 };
@@ -451,16 +454,25 @@ static const struct { const char *mnemonic, *why; } excluded[] = {
     { "CLZERO", "line size at the host's mercy" },
 };
 
+static bool amd_host(void)
+{
+    unsigned a, b, c, d;
+    __cpuid(0, a, b, c, d);
+    return b == 0x68747541; /* "Auth" */
+}
+
 static const char *why_excluded(const struct insn_row *row)
 {
     for (unsigned n = 0; n < ARRAY_SIZE(excluded); n++)
         if (strcmp(row->mnemonic, excluded[n].mnemonic) == 0)
             return excluded[n].why;
+    if (row->map == 1 && row->opcode == 0x0d && strstr(row->encoding, "mod=3") && amd_host())
+        return "#UD on AMD processors, reserved NOP on Intel's";
     if (row->checks & CHK_CPL0)
         return "privileged";
     if (row->checks & (CHK_VMXON | CHK_SVME))
         return "hypervisor";
-    if (row->checks & CHK_NO64)
+    if ((row->checks & CHK_NO64) || strstr(row->encoding, " a16"))
         return "not in 64-bit mode";
     for (unsigned n = 0; n < row->nopnd; n++)
         switch (row->opnd[n].kind) {
@@ -649,7 +661,7 @@ static void set_the_stage(struct testcase *t)
         g[RBX] = pick_target(1) - (g[RAX] & 0xff);
     }
     if (starts(row, "MASKMOV") || starts(row, "VMASKMOVDQU"))
-        g[RDI] = pick_target(1);
+        g[RDI] = DATA_VA + 0x400 + rnd_below(0x1800); /* which masked-out bytes may fault is the processor's own choice */
     if (starts(row, "LEAVE") || starts(row, "ENTER"))
         g[RBP] = DATA_VA + 0x800 + 8 * rnd_below(0x100);
     if (row->map == 0 && (row->opcode == 0xe2 || row->opcode == 0xe1 || row->opcode == 0xe0) && chance(50))
@@ -683,10 +695,8 @@ static void set_the_stage(struct testcase *t)
     }
     /* XRSTOR and FXRSTOR: mostly acceptable images; PKRU and supervisor state stay out of it. */
     if (starts(row, "X") && (starts(row, "XSAVE") || starts(row, "XRSTOR"))) {
-        if (i->base != RAX && i->index != RAX)
-            g[RAX] &= 7;
-        if (i->base != RDX && i->index != RDX)
-            g[RDX] = 0;
+        g[RAX] &= ~(u64)XCR0_PKRU;
+        g[RDX] = rnd_below(2);
     }
     if ((starts(row, "XRSTOR") || starts(row, "FXRSTOR")) && t->target >= DATA_VA && t->target + 1024 <= DATA_VA + DATA_SIZE) {
         u8 *x = (u8 *)t->target;
@@ -707,6 +717,9 @@ static void set_the_stage(struct testcase *t)
             }
         }
     }
+    /* CVTPI2PS and CVTPI2PD from memory: processors differ in whether a pending #MF comes first. */
+    if (starts(row, "CVTPI2P") && mem)
+        t->in.x87.fsw &= (u16)~0x80bf;
     if (starts(row, "LDMXCSR") || starts(row, "VLDMXCSR"))
         if (t->target >= DATA_VA && t->target + 4 <= DATA_VA + DATA_SIZE && chance(80))
             store32((void *)t->target, (u32)rnd() & 0xffff);
@@ -740,6 +753,12 @@ static bool make_case(struct testcase *t, unsigned row_index, u64 seed, u64 n)
         t->target = pick_target(memory_align(&t->insn));
         if (chance(2))
             t->target ^= BIT64(47 + rnd_below(16)); /* not canonical, or nowhere */
+        if (starts(row, "SHA")) /* AMD's SHA instructions take any alignment, the manual's row does not */
+            t->target &= ~15ull;
+        /* EDX:EAX choose the components, and must not choose PKRU, which is the host's own. */
+        if ((starts(row, "XSAVE") || starts(row, "XRSTOR")) &&
+            (t->insn.base == RAX || t->insn.index == RAX || t->insn.base == RDX || t->insn.index == RDX))
+            continue;
         struct insn before = t->insn;
         if (t->insn.flags & INSN_MEM) {
             if (!aim(t, t->target) || !decode(t) || t->insn.row != row_index || t->insn.len != before.len)
@@ -789,13 +808,34 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
     u64 flags = FL_ARITH | FL_DF;
     if (!exact_undefined)
         flags &= ~(u64)row->flags_undefined;
+    bool big = false; /* areas of hundreds of bytes: which of their bytes faults first is the processor's own choice */
+    for (unsigned n = 0; n < row->nopnd; n++)
+        big |= row->opnd[n].size == OPSZ_BIG;
+    /* Misaligned and not canonical at once: either fault may win. */
+    bool either = (row->checks & CHK_ALIGN16) && nat->vector == VEC_GP && got->vector == VEC_SS;
+    /* A branch that went to a place without code: the fault is the next instruction's. */
+    bool landed = t->branch && nat->vector >= 0 && got->vector < 0 && nat->rip == got->rip;
+    either |= big && nat->vector >= 0 && got->vector >= 0;
+    /* PE with an unmasked underflow or overflow: see run_unmasked() in borrow.c. */
+    u32 mxcsr_ignored = 0;
+    if (nat->vector == VEC_XM && nat->mxcsr & ~(nat->mxcsr >> 7) & 0x18)
+        mxcsr_ignored = 0x20;
+    if (nat->vector == VEC_XM && row->map == 3 && (row->opcode == 0x40 || row->opcode == 0x41))
+        mxcsr_ignored = 0x3f; /* DPPS, DPPD: each of the steps stops with its own exceptions */
+    /* Addresses in the upper half are the host kernel's: whether something is mapped there is its secret. */
+    u32 error_ignored = nat->cr2 >> 63;
+    bool order = starts(row, "CMPS"); /* two reads in the processor's own order */
     report[0] = 0;
-    if (nat->vector != got->vector)
+    if (big && nat->vector == VEC_PF && got->vector < 0 && starts(row, "XSAVE"))
+        return true; /* the host touches parts of the area that nothing is stored to */
+    if (either || landed)
+        ;
+    else if (nat->vector != got->vector)
         note("  exception: native %d, nestor %d\n", nat->vector, got->vector);
     else if (nat->vector >= 0) {
-        if ((nat->vector == VEC_PF || nat->vector == VEC_GP) && nat->error != got->error)
+        if (!big && !order && (nat->vector == VEC_PF || nat->vector == VEC_GP) && (nat->error ^ got->error) & ~error_ignored)
             note("  error code: native %x, nestor %x\n", nat->error, got->error);
-        if (nat->vector == VEC_PF && nat->cr2 != got->cr2)
+        if (!big && !order && nat->vector == VEC_PF && nat->cr2 != got->cr2)
             note("  cr2: native %llx, nestor %llx\n", (long long)nat->cr2, (long long)got->cr2);
     }
     for (unsigned n = 0; n < 16; n++)
@@ -817,7 +857,7 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
                 note(" %016llx", (long long)got->vec[n].q[k]);
             note("%s\n", all_above_zero(&got->vec[n]) ? "" : " (above 256 bits: not zero)");
         }
-    if (nat->mxcsr != got->mxcsr)
+    if ((nat->mxcsr ^ got->mxcsr) & ~mxcsr_ignored)
         note("  mxcsr: native %x, nestor %x (before %x)\n", nat->mxcsr, got->mxcsr, t->in.mxcsr);
     if (nat->x87.fcw != got->x87.fcw || nat->x87.fsw != got->x87.fsw || nat->x87.ftw != got->x87.ftw)
         note("  x87 fcw fsw ftw: native %04x %04x %02x, nestor %04x %04x %02x (before %04x %04x %02x)\n", nat->x87.fcw, nat->x87.fsw,
@@ -851,6 +891,93 @@ static void print_bytes(FILE *f, const u8 *p, unsigned len)
         fprintf(f, "%02x", p[n]);
 }
 
+/*
+ * The encoder, for every row that may be re-emitted: other registers and another address in, and the
+ * decoder must read the same instruction with just those.
+ */
+static bool check_encoder(const struct insn *i)
+{
+    const struct insn_row *row = insn_row(i);
+    if (row->jit != JIT_COPY || (i->flags & INSN_VSIB))
+        return true;
+    bool byte_reg = false, byte_rm = false, vec_reg = false;
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        byte_reg |= o->kind == OPND_GPR_REG && o->size == 1;
+        byte_rm |= (o->kind == OPND_GPR_RM || o->kind == OPND_GPR_OP) && o->size == 1;
+        vec_reg |= o->kind == OPND_MMX_REG || o->kind == OPND_MMX_RM;
+    }
+    struct encode_regs r = { .reg = (u8)rnd_below(vec_reg ? 8 : 16), .rm = (u8)rnd_below(vec_reg ? 8 : 16), .vvvv = (u8)rnd_below(16),
+                             .is4 = (u8)rnd_below(16), .base = (u8)rnd_below(16), .index = REG_NONE };
+    if (chance(30)) {
+        r.index = (u8)rnd_below(16);
+        r.scale = (u8)rnd_below(4);
+        if (r.index == RSP)
+            r.index = REG_NONE;
+    }
+    if (chance(70))
+        r.disp = chance(50) ? (s8)rnd() : (s32)rnd();
+    if (chance(20)) { /* high byte registers, with nothing that needs REX */
+        r.high_reg = byte_reg;
+        r.high_rm = byte_rm && !(i->flags & INSN_MEM);
+        if (r.high_reg || r.high_rm)
+            r = (struct encode_regs){ .reg = (u8)rnd_below(4), .rm = (u8)rnd_below(4), .base = (u8)rnd_below(8), .index = REG_NONE,
+                                      .disp = r.disp, .high_reg = r.high_reg, .high_rm = r.high_rm };
+    }
+    u8 out[32] = { 0 };
+    struct insn d = { 0 };
+    unsigned len = insn_encode(i, &r, out);
+    if (len == 0) {
+        bool hopeless = r.high_reg || r.high_rm;
+        for (unsigned n = 0; n < row->nopnd; n++)
+            hopeless |= row->opnd[n].kind == OPND_MOFFS || row->opnd[n].kind == OPND_REL;
+        if (!hopeless)
+            note("  not encodable\n");
+        return hopeless;
+    }
+    if (len > INSN_ENCODE_MAX - 1 || insn_decode(ctx64(), out, 15, &d) != DECODE_OK || d.row != i->row || d.len != len) {
+        note("  re-encoded as ");
+        for (unsigned n = 0; n < len; n++)
+            note("%02x", out[n]);
+        note(", which is %s (%u bytes)\n", insn_row(&d)->encoding, d.len);
+        return false;
+    }
+    bool is4 = false;
+    for (unsigned n = 0; n < row->nopnd; n++)
+        is4 |= row->opnd[n].kind == OPND_VEC_IS4;
+    bool ok = (is4 ? (d.imm >> 4 & 15) == r.is4 : d.imm == i->imm) && d.imm2 == i->imm2 && (d.opsize == i->opsize || insn_wide(&d) == insn_wide(i)) && d.vl == i->vl &&
+              ((d.flags ^ i->flags) & (INSN_MEM | INSN_LOCK)) == 0;
+    for (unsigned n = 0; n < row->nopnd; n++)
+        switch (row->opnd[n].kind) {
+        case OPND_GPR_REG:
+            ok &= row->opnd[n].size == 1 ? d.reg8 == r.reg * 8 + r.high_reg : d.reg == r.reg;
+            break;
+        case OPND_GPR_RM: case OPND_GPR_OP:
+            if (!(d.flags & INSN_MEM))
+                ok &= row->opnd[n].size == 1 ? d.rm8 == r.rm * 8 + r.high_rm : d.rm == r.rm;
+            break;
+        case OPND_VEC_REG: case OPND_MMX_REG:
+            ok &= d.reg == r.reg;
+            break;
+        case OPND_VEC_RM: case OPND_MMX_RM:
+            if (!(d.flags & INSN_MEM))
+                ok &= d.rm == r.rm;
+            break;
+        case OPND_VEC_VVVV: case OPND_GPR_VVVV:
+            ok &= d.vvvv == r.vvvv;
+            break;
+        }
+    if (d.flags & INSN_MEM)
+        ok &= d.base == r.base && d.index == r.index && (r.index == REG_NONE || d.scale == r.scale) && d.disp == r.disp;
+    if (!ok) {
+        note("  re-encoded with other operands: ");
+        for (unsigned n = 0; n < len; n++)
+            note("%02x", out[n]);
+        note("\n");
+    }
+    return ok;
+}
+
 static u64 faults[32];
 
 /* Runs a made case on both sides. */
@@ -871,7 +998,7 @@ static bool run_case(struct testcase *t)
     memcpy(native_data, (void *)DATA_VA, DATA_SIZE);
     if (nat.vector >= 0)
         faults[nat.vector & 31]++;
-    return compare(t, &nat, &got, native_data);
+    return compare(t, &nat, &got, native_data) && check_encoder(&t->insn);
 }
 
 int main(int argc, char **argv)
@@ -980,7 +1107,7 @@ int main(int argc, char **argv)
         if (failures++ < max_failures) {
             printf("%s %s (%s): ", insn_rows[r].mnemonic, insn_rows[r].operands, insn_rows[r].encoding);
             print_bytes(stdout, t.bytes, t.insn.len);
-            printf("\n%s  again: native_diff --seed %llu --case %llu\n", report, (long long)seed, (long long)n);
+            printf("\n  operand at %llx\n%s  again: native_diff --seed %llu --case %llu\n", (long long)t.target, report, (long long)seed, (long long)n);
             fflush(stdout);
         }
     }

@@ -68,6 +68,8 @@ u64 cpu_efer_reserved(const struct vcpu *v) { return ~(EFER_SCE | EFER_LME | EFE
 /* ---- mmu ---- */
 struct mmu *mmu_new(struct physmap *pm) { return (struct mmu *)&fake; }
 void mmu_free(struct mmu *m) {}
+void borrow_free(struct vcpu *v);
+void borrow_free(struct vcpu *v) {}
 void mmu_update(struct vcpu *v) {}
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid) {}
 void mmu_flush_all(struct vcpu *v) { fake.flushes++; }

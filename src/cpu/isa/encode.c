@@ -62,6 +62,8 @@ bool insn_wide(const struct insn *i)
     if (strstr(row->encoding, ".W1") || strstr(row->encoding, " W1"))
         return true;
     if (row->vex) {
+        if (row->map == 3 && (row->opcode == 0x60 || row->opcode == 0x61)) /* VPCMPESTRx: W sizes the implicit lengths */
+            return i->opsize == 8;
         for (unsigned n = 0; n < row->nopnd; n++) /* .WIG rows whose general-purpose operand W still sizes */
             if (row->opnd[n].size == OPSZ_Y)
                 return i->opsize == 8;
@@ -73,6 +75,8 @@ bool insn_wide(const struct insn *i)
 /* Whether the operand size (prefix 66) is part of what the row means. */
 static bool opsize_matters(const struct insn_row *row)
 {
+    if (strstr(row->encoding, " o16"))
+        return true;
     if (row->nopnd == 0)
         return !(row->checks & (CHK_X87 | CHK_MMX | CHK_SSE));
     for (unsigned n = 0; n < row->nopnd; n++) {
