@@ -130,7 +130,7 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 }
 
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
-#define ENGINE_OPTION {"engine", "interp", "what executes instructions (default interp)", set_engine}
+#define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define TRACE_OPTIONS                                                                                           \
     {"trace", "EVENT[,EVENT]", "log these events (nestor list events), or all", set_trace},                       \

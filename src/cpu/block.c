@@ -49,6 +49,8 @@ static void arena_flush(struct vcpu *v)
     memset(ip->hash, 0, sizeof(ip->hash));
     memset(ip->pages, 0, sizeof(ip->pages));
     ip->stats.arena_flushes++;
+    if (ip->blocks_flushed)
+        ip->blocks_flushed(v);
     mmu_flush_all(v); /* for the jump caches of all address spaces, which point into the arena */
 }
 
@@ -190,6 +192,9 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     b->n = (u16)n;
     b->bytes = (u16)at;
     b->near = near;
+    b->heat = 0;
+    b->code = NULL;
+    b->links = NULL;
     b->hash_next = *head;
     b->page_next = page->blocks;
     *head = b;
@@ -305,14 +310,17 @@ struct block *block_single(struct vcpu *v)
 
 /* ---- self-modifying code ---- */
 
-static void block_unlink(struct interp *ip, struct block *b)
+static void block_unlink(struct vcpu *v, struct block *b)
 {
+    struct interp *ip = v->interp;
     struct block **p = bucket(ip, b->host, b->mode);
     while (*p && *p != b)
         p = &(*p)->hash_next;
     if (*p)
         *p = b->hash_next;
     b->mode = 0;
+    if (b->code)
+        ip->block_died(v, b);
 }
 
 /* Kills the blocks of @page that touch bytes @from..@to-1 of it. */
@@ -325,7 +333,7 @@ static unsigned page_kill(struct vcpu *v, struct code_page *page, u64 from, u64 
         struct block *b = *p;
         if (b->host < to && b->host + b->bytes > from) {
             *p = b->page_next;
-            block_unlink(ip, b);
+            block_unlink(v, b);
             if (b == ip->current)
                 cpu_attention(v, ATT_BLOCK);
             killed++;

@@ -23,6 +23,9 @@ struct block {
     u16 n;          /* instructions */
     u16 bytes;
     bool near;      /* ends without changing mode or mappings: the next lookup may use the same context */
+    u32 heat;       /* for a second engine: executions so far, and */
+    void *code;     /* its translation; NULL: none */
+    void *links;    /* what the translation is linked with */
     struct block *hash_next;
     struct block *page_next;
     struct insn insn[];
@@ -64,6 +67,9 @@ struct interp {
     struct cross cross[1 << CROSS_BITS];
     u64 traced[16];             /* registers before the instruction being traced */
     struct interp_stats stats;
+    /* A second engine's: @b, which has code, is dead; all blocks are gone. */
+    void (*block_died)(struct vcpu *v, struct block *b);
+    void (*blocks_flushed)(struct vcpu *v);
 };
 
 /* Everything besides the bytes that decoding and the right to execute depend on; never 0. */

@@ -23,3 +23,5 @@ struct engine {
 };
 
 extern const struct engine engine_interp;
+extern const struct engine engine_jit;
+extern const struct engine engine_lockstep; /* both, compared */

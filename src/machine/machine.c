@@ -12,7 +12,7 @@
 extern const unsigned char demo_image[];
 extern const size_t demo_image_size;
 
-static const struct engine *const engines[] = {&engine_interp};
+static const struct engine *const engines[] = {&engine_interp, &engine_jit, &engine_lockstep};
 
 static int choose_engine(struct nestor *m, const char *name, struct error *err)
 {
@@ -24,7 +24,7 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
         if (!strcmp(m->engine->name, name))
             return 0;
     }
-    return error_set(err, "--engine %s: unknown, expected interp", name);
+    return error_set(err, "--engine %s: unknown, expected interp, jit or lockstep", name);
 }
 
 /* Code that was written is stale in every processor. */

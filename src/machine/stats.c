@@ -1,5 +1,6 @@
 /* --stats: what ran, and why hypervisors were left; and the registers for a report. */
 #include "cpu/interp.h"
+#include "jit/jit.h"
 #include "machine/machine.h"
 #include "vmx/vmx.h"
 
@@ -33,6 +34,43 @@ static void print_vmx(const struct vcpu *v, FILE *out)
     }
 }
 
+/* The largest few of @count, named by row. */
+static void print_rows(const char *title, const u64 *count, FILE *out)
+{
+    u64 below = UINT64_MAX;
+    fprintf(out, "  %s:", title);
+    for (unsigned k = 0; k < 12; k++) {
+        unsigned best = 0;
+        u64 most = 0;
+        for (unsigned r = 0; r < insn_row_count; r++)
+            if (count[r] > most && count[r] < below) {
+                best = r;
+                most = count[r];
+            }
+        if (!most)
+            break;
+        below = most;
+        fprintf(out, "%s %s %s %" PRIu64, k ? "," : "", insn_rows[best].mnemonic, insn_rows[best].operands, most);
+    }
+    fputc('\n', out);
+}
+
+static void print_jit(const struct vcpu *v, FILE *out)
+{
+    const struct jit_stats *s = jit_stats(v);
+    if (!s || !s->translated)
+        return;
+    fprintf(out, "  translated %" PRIu64 " blocks, %" PRIu64 " instructions (%.1f %% calls), %" PRIu64 " bytes; lost %" PRIu64
+            ", cache flushes %" PRIu64 "; links made %" PRIu64 ", undone %" PRIu64 "\n", s->translated, s->insns,
+            100.0 * (double)s->called / (double)s->insns, s->bytes, s->died, s->flushes, s->links, s->unlinks);
+    fprintf(out, "  entered %" PRIu64 " times; left at a block's entry %" PRIu64 ", for a link %" PRIu64 ", a lookup %" PRIu64
+            ", a far transfer %" PRIu64 ", attention %" PRIu64 "\n", s->entries, s->exits[JIT_EXIT_ENTRY], s->exits[JIT_EXIT_LINK],
+            s->exits[JIT_EXIT_LOOKUP], s->exits[JIT_EXIT_FAR], s->exits[JIT_EXIT_ATTENTION]);
+    fprintf(out, "  bodies called %" PRIu64 " times, %" PRIu64 " of them as slow paths\n", s->calls, s->slow);
+    print_rows("calls by row", s->row_calls, out);
+    print_rows("slow paths by row", s->row_slow, out);
+}
+
 static void print_cpu(const struct vcpu *v, FILE *out)
 {
     struct interp_stats is;
@@ -43,6 +81,7 @@ static void print_cpu(const struct vcpu *v, FILE *out)
     fprintf(out, "  page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); address spaces made %" PRIu64
             ", switched %" PRIu64 "; flushes %" PRIu64 "\n", ms->walks, ms->walk_faults, ms->walk_steps, ms->spaces_made,
             ms->space_switches, ms->flushes);
+    print_jit(v, out);
     print_vmx(v, out);
 }
 

@@ -1,0 +1,312 @@
+/*
+ * The engine `lockstep`: the interpreter, and wherever the JIT has code of its own, that too, from the
+ * same state. After each run of natively translated instructions registers, flags, RIP and the memory
+ * that was written are compared; at a difference everything is printed and the program stops.
+ *
+ * Nothing may happen twice, so an instruction that might reach a device, fault or be noticed by write
+ * tracking -- every memory access that the TLB does not grant -- is left to the interpreter alone.
+ */
+#include "base/log.h"
+#include "cpu/interp_loop.h"
+#include "cpu/operand.h"
+#include "jit/jit.h"
+
+#include <capstone/capstone.h>
+
+#define PLACES 128
+
+struct place {
+    u8 *host;
+    u8 size;
+    u8 before[64], interp[64];
+};
+
+struct state {
+    u64 gpr[16];
+    u64 rip;
+    u32 aflags;
+    union vec_reg vec[32];
+    u64 k[8];
+    u32 mxcsr;
+    struct x87 x87;
+};
+
+struct recorder {
+    struct place place[PLACES];
+    unsigned n;
+    bool granted;
+};
+
+static void state_take(const struct vcpu *v, struct state *s)
+{
+    memcpy(s->gpr, v->gpr, sizeof(s->gpr));
+    s->rip = v->rip;
+    s->aflags = v->aflags;
+    memcpy(s->vec, v->vec, sizeof(s->vec));
+    memcpy(s->k, v->k, sizeof(s->k));
+    s->mxcsr = v->mxcsr;
+    s->x87 = v->x87;
+}
+static void state_put(struct vcpu *v, const struct state *s)
+{
+    memcpy(v->gpr, s->gpr, sizeof(s->gpr));
+    v->rip = s->rip;
+    v->aflags = s->aflags;
+    memcpy(v->vec, s->vec, sizeof(s->vec));
+    memcpy(v->k, s->k, sizeof(s->k));
+    v->mxcsr = s->mxcsr;
+    v->x87 = s->x87;
+}
+
+/* A place the next instruction may touch: granted, it is noted for the comparison. */
+static void place_note(struct vcpu *v, struct recorder *r, unsigned seg, u64 offset, unsigned size, bool write)
+{
+    if (v->seg_check & BIT(seg) || size > 64) {
+        r->granted = false;
+        return;
+    }
+    gva_t la = (v->seg_base[seg] + offset) & v->linear_mask;
+    const struct tlb_entry *e = tlb_slot(v, la);
+    u64 page = (la + size - 1) & PAGE_MASK;
+    if (e->tag_read != page || (write && e->tag_write != page)) {
+        r->granted = false;
+        return;
+    }
+    if (!write)
+        return;
+    if (r->n == PLACES) {
+        r->granted = false;
+        return;
+    }
+    struct place *p = &r->place[r->n++];
+    p->host = (u8 *)(uintptr_t)(la + e->addend);
+    p->size = (u8)size;
+    memcpy(p->before, p->host, size);
+}
+
+/* All memory the instruction touches; false: not all of it is granted. */
+static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r)
+{
+    const struct insn_row *row = insn_row(i);
+    unsigned word = v->stack_size;
+    u64 mask = stack_mask(v), sp = v->gpr[RSP];
+    r->granted = true;
+    if ((i->flags & INSN_MEM) && !(row->map == 0 && row->opcode == 0x8d)) {
+        unsigned size = 0, access = 0;
+        for (unsigned n = 0; n < row->nopnd; n++) {
+            const struct operand *o = &row->opnd[n];
+            if (o->kind == OPND_GPR_RM || o->kind == OPND_MEM || o->kind == OPND_MOFFS || o->kind == OPND_VEC_RM ||
+                o->kind == OPND_MMX_RM || o->kind == OPND_MASK_RM || o->kind == OPND_VSIB) {
+                size = operand_bytes(i, n);
+                access = o->access;
+            }
+        }
+        if (!size || (i->flags & INSN_VSIB))
+            return false;
+        place_note(v, r, i->seg, insn_ea(v, i), size, access & 2);
+    }
+    if (!row->vex && row->map == 0) {
+        unsigned op = row->opcode, ext = i->modrm >> 3 & 7;
+        if ((op & 0xf8) == 0x50 || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
+            place_note(v, r, SEG_SS, (sp - word) & mask, word, true);
+        if ((op & 0xf8) == 0x58 || op == 0xc2 || op == 0xc3)
+            place_note(v, r, SEG_SS, sp & mask, word, false);
+        if (op == 0xc9)
+            place_note(v, r, SEG_SS, v->gpr[RBP] & mask, word, false);
+        if ((op >= 0xa4 && op <= 0xa7) || (op >= 0xac && op <= 0xad))
+            place_note(v, r, i->seg, v->gpr[RSI] & size_mask(i->adsize), row_size(i), false);
+        if ((op >= 0xa4 && op <= 0xa7) || op == 0xaa || op == 0xab || op == 0xae || op == 0xaf)
+            place_note(v, r, SEG_ES, v->gpr[RDI] & size_mask(i->adsize), row_size(i), true);
+    }
+    return r->granted;
+}
+
+/* ---- the report ---- */
+
+static void disassemble(const char *title, const u8 *code, size_t size, u64 address, bool wide)
+{
+    csh h;
+    cs_insn *insn;
+    fprintf(stderr, "%s\n", title);
+    if (cs_open(CS_ARCH_X86, wide ? CS_MODE_64 : CS_MODE_32, &h))
+        return;
+    size_t n = cs_disasm(h, code, size, address, 0, &insn);
+    for (size_t k = 0; k < n; k++)
+        fprintf(stderr, "  %14" PRIx64 "  %-8s %s\n", insn[k].address, insn[k].mnemonic, insn[k].op_str);
+    if (n)
+        cs_free(insn, n);
+    cs_close(&h);
+}
+
+static void print_state(const char *title, const struct state *s, const struct state *before)
+{
+    static const char names[16][4] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                      "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+    fprintf(stderr, "%s: rip %" PRIx64 ", flags %03x, mxcsr %x", title, s->rip, s->aflags, s->mxcsr);
+    for (unsigned r = 0; r < 16; r++)
+        if (!before || s->gpr[r] != before->gpr[r])
+            fprintf(stderr, "%s %s=%" PRIx64, r % 8 == 0 ? "\n   " : "", names[r], s->gpr[r]);
+    for (unsigned r = 0; r < 32; r++)
+        if (before && memcmp(&s->vec[r], &before->vec[r], sizeof(s->vec[r])))
+            fprintf(stderr, "\n    vec%u %016" PRIx64 "_%016" PRIx64 "_%016" PRIx64 "_%016" PRIx64, r, s->vec[r].q[3], s->vec[r].q[2],
+                    s->vec[r].q[1], s->vec[r].q[0]);
+    fputc('\n', stderr);
+}
+
+static void __attribute__((noreturn)) report(struct vcpu *v, const struct block *b, unsigned first, unsigned count,
+                                             const struct state *before, const struct state *interp,
+                                             const struct state *jit, const struct recorder *r, const u8 *bytes, size_t len)
+{
+    fprintf(stderr, "\nlockstep: the engines disagree after %" PRIu64 " instructions, in %u instructions of a block\n", v->icount, count);
+    print_state("before", before, NULL);
+    print_state("interpreter changed", interp, before);
+    print_state("translation changed", jit, before);
+    for (unsigned n = 0; n < r->n; n++)
+        if (memcmp(r->place[n].interp, r->place[n].host, r->place[n].size)) {
+            fprintf(stderr, "memory written at host %p, %u bytes: interpreter", (void *)r->place[n].host, r->place[n].size);
+            for (unsigned k = 0; k < r->place[n].size; k++)
+                fprintf(stderr, " %02x", r->place[n].interp[k]);
+            fprintf(stderr, ", translation");
+            for (unsigned k = 0; k < r->place[n].size; k++)
+                fprintf(stderr, " %02x", r->place[n].host[k]);
+            fputc('\n', stderr);
+        }
+    for (unsigned n = first; n < first + count; n++)
+        fprintf(stderr, "  %s %s (%s)\n", insn_row(&b->insn[n])->mnemonic, insn_row(&b->insn[n])->operands,
+                insn_row(&b->insn[n])->encoding);
+    disassemble("guest code:", bytes, len, before->rip, v->code_mode == CODE_64);
+    size_t size;
+    const u8 *code = jit_region_code(v, &size);
+    disassemble("host code:", code, size, (u64)(uintptr_t)code, true);
+    panic("lockstep: stopped");
+}
+
+/* ---- running ---- */
+
+static bool places_differ(const struct recorder *r)
+{
+    for (unsigned n = 0; n < r->n; n++)
+        if (memcmp(r->place[n].interp, r->place[n].host, r->place[n].size))
+            return true;
+    return false;
+}
+
+static bool states_differ(const struct state *a, const struct state *b)
+{
+    return memcmp(a->gpr, b->gpr, sizeof(a->gpr)) || a->rip != b->rip || a->aflags != b->aflags || a->mxcsr != b->mxcsr ||
+           memcmp(a->vec, b->vec, sizeof(a->vec)) || memcmp(a->k, b->k, sizeof(a->k)) || memcmp(&a->x87, &b->x87, sizeof(a->x87));
+}
+
+/* The interpreter has run @count instructions from @first on, from the state @before: the JIT's turn. */
+static void compare(struct vcpu *v, struct block *b, unsigned first, unsigned count, const struct state *before,
+                    struct recorder *r, const u8 *bytes, size_t len)
+{
+    struct state interp, jit;
+    u64 next_rip = v->next_rip, icount = v->icount;
+    v->rip = next_rip;
+    state_take(v, &interp);
+    for (unsigned n = 0; n < r->n; n++)
+        memcpy(r->place[n].interp, r->place[n].host, r->place[n].size);
+    for (unsigned n = r->n; n-- > 0;)
+        memcpy(r->place[n].host, r->place[n].before, r->place[n].size);
+    state_put(v, before);
+    bool slow;
+    if (jit_run_region(v, b, first, count, &slow)) {
+        state_take(v, &jit);
+        /* Two writes to one place: only the last image is what both left. */
+        if (states_differ(&interp, &jit) || places_differ(r))
+            report(v, b, first, count, before, &interp, &jit, r, bytes, len);
+    } else {
+        for (unsigned n = 0; n < r->n; n++)
+            memcpy(r->place[n].host, r->place[n].interp, r->place[n].size);
+    }
+    state_put(v, &interp);
+    v->next_rip = next_rip;
+    v->icount = icount;
+}
+
+static enum hot_result both(struct vcpu *v, struct block *b, const struct context *c)
+{
+    if (v->budget_end - v->icount < b->n || attention(v))
+        return HOT_COLD;
+    struct interp *ip = v->interp;
+    struct recorder record, *r = &record;
+    u8 bytes[15 * BLOCK_MAX];
+    unsigned n = 0, total = b->n;
+    enum hot_result result = HOT_DONE;
+    u64 start = v->rip, rip = start;
+    ip->current = b;
+    ip->start = b->insn;
+    while (n < total && result == HOT_DONE) {
+        unsigned first = n;
+        struct state before;
+        size_t len = 0;
+        const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
+        v->rip = rip;
+        state_take(v, &before);
+        r->n = 0;
+        while (n < total) {
+            const struct insn *i = &b->insn[n];
+            v->insn = i;
+            v->rip = rip;
+            v->next_rip = rip + i->len;
+            bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
+            if (!native && n != first)
+                break;
+            if (native) {
+                memcpy(bytes + len, host + len, i->len);
+                len += i->len;
+            }
+            i->fn(v, i);
+            n++;
+            rip += i->len;
+            if (unlikely(attention(v))) {
+                result = HOT_LEAVE;
+                break;
+            }
+            if (!native) {
+                first = n;
+                break;
+            }
+        }
+        u64 after = v->next_rip;
+        v->insn = NULL;
+        if (n > first && len) {
+            ip->current = NULL;
+            v->next_rip = n < total && result == HOT_DONE ? rip : after;
+            compare(v, b, first, n - first, &before, r, bytes, len);
+            ip->current = b;
+        }
+        v->rip = rip;
+        v->next_rip = after;
+    }
+    ip->current = NULL;
+    v->rip = v->next_rip;
+    v->icount += n;
+    (void)c;
+    return !b->near && result == HOT_DONE ? HOT_LEAVE : result;
+}
+
+static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, both); }
+
+static enum run_result run(struct vcpu *v)
+{
+    int reason = setjmp(v->unwind);
+    if (reason)
+        run_unwound(v, reason);
+    return run_plain(v);
+}
+
+static int attach(struct vcpu *v) { return engine_jit.attach(v); }
+static void detach(struct vcpu *v) { engine_jit.detach(v); }
+static void code_written(struct vcpu *v, pa_t pa, size_t len) { engine_jit.code_written(v, pa, len); }
+static bool holds_code(struct vcpu *v, pa_t pa) { return engine_jit.holds_code(v, pa); }
+
+const struct engine engine_lockstep = {
+    .name = "lockstep",
+    .attach = attach,
+    .detach = detach,
+    .run = run,
+    .code_written = code_written,
+    .holds_code = holds_code,
+};

@@ -1,0 +1,98 @@
+/*
+ * Between the translator (translate*.c) and the engine (jit.c).
+ *
+ * Translated code runs with guest registers in host registers (host_of[]), RBP pointing into struct
+ * vcpu, RSP at a struct frame, and RAX and RCX free. Guest flags are in the host's where the
+ * translation needs them, else in frame.flags.
+ */
+#pragma once
+#include "cpu/cpu.h"
+#include "jit/emit.h"
+#include "jit/jit.h"
+
+/* RBP points this far into struct vcpu, so that all that is hot is reached by a one-byte displacement. */
+#define V_BIAS 112
+#define V_AT(field) ((s32)offsetof(struct vcpu, field) - V_BIAS)
+
+/* Where guest registers live; H_NONE: in v->gpr. R8..R11 are what compilers use least in the kernel
+ * and where one that is used costs least, since RAX, RCX (scratch: shift counts, LAHF, byte
+ * registers without REX), RSP and RBP of the host are taken. */
+static const u8 host_of[16] = {
+    [RAX] = H_R9, [RCX] = H_R10, [RDX] = H_RDX, [RBX] = H_RBX, [RSP] = H_R11, [RBP] = H_R8, [RSI] = H_RSI, [RDI] = H_RDI,
+    [R8] = H_NONE, [R9] = H_NONE, [R10] = H_NONE, [R11] = H_NONE, [R12] = H_R12, [R13] = H_R13, [R14] = H_R14, [R15] = H_R15,
+};
+
+/* On the host's stack while translated code runs. */
+struct frame {
+    s64 left;  /* instructions of the budget behind the running block */
+    u64 rip;   /* guest address at which the running block begins */
+    u64 flags; /* AL = OF, AH = as LAHF says: valid where the translation says so */
+    struct jump_cache_entry *hints;
+    u64 end;   /* v->budget_end that .left counts from */
+    u64 temp, temp2;
+    struct jit *jit;
+};
+#define F_AT(field) ((s32)offsetof(struct frame, field))
+_Static_assert(sizeof(struct frame) == 64, "what the trampoline reserves");
+
+/* What a call of a body is told besides the instruction: packed in one register. */
+#define INFO(off, idx, n) ((u32)(off) | (u32)(idx) << 12 | (u32)(n) << 20)
+#define INFO_OFF(x) ((x) & 0xfff)
+#define INFO_IDX(x) ((x) >> 12 & 0xff)
+#define INFO_N(x) ((x) >> 20 & 0xff)
+
+/* The address in hand: exit reason in bits 3:0, for JIT_EXIT_LINK the number of the link above. */
+#define EXIT_REASON(x) ((x) & 15)
+#define EXIT_LINK(x) ((x) >> 4)
+
+/* A direct branch between two blocks of one page: a JMP whose target is set when both are translated. */
+struct link {
+    u8 *at;          /* its rel32, in the writable mapping */
+    const u8 *unlinked;
+    u64 host;        /* where the block that it leads to begins */
+    struct block *from, *to;   /* .to NULL: not linked */
+    u32 next_in;     /* next link into .to */
+    u32 next_out;    /* next link out of .from */
+};
+
+/* block.links: heads of the two lists, numbers of links; 0 ends. */
+struct block_links {
+    u32 in, out;
+    bool flags_dead; /* the block writes every flag before it looks at any: links may skip saving them */
+};
+
+#define LINK_MAX (1u << 18)
+
+struct jit {
+    u8 *rw, *rx;        /* the two mappings of the code arena */
+    size_t size, used, base; /* base: behind the stubs */
+    u8 *enter, *call, *exit; /* stubs, addresses in the writable mapping */
+    void (*serialise)(void);
+    bool patched;       /* code that may have run was written: serialise before it runs again */
+    u32 heat;           /* executions before a block is translated */
+    struct link *link;
+    u32 links;
+    u32 pending;        /* the link that left translated code last */
+    bool slow;          /* a body was called */
+    u8 *region;         /* the last translated region */
+    size_t region_size;
+    struct block *region_block;
+    unsigned region_first, region_count;
+    u64 region_host;
+    struct jit_stats stats;
+};
+
+struct translation_request {
+    struct vcpu *v;
+    struct jit *j;
+    struct block *b;
+    unsigned first, count;
+    bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
+};
+/* Translates into @c (of the writable mapping). False: buffer full. */
+bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links);
+
+/* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+/* Registers are in v: the rest of the frame follows. */
+void jit_leave(struct vcpu *v, struct frame *f);

@@ -1,0 +1,458 @@
+/*
+ * The engine `jit`: the interpreter's loop (interp_loop.h) with a hook that translates blocks which
+ * run often (translate.c) and runs the translations.
+ *
+ * A translation belongs to a decoded block (block.h) and dies with it: blocks are found by host address
+ * and mode, so a translation holds nothing that depends on where its page is mapped. Translations of
+ * one page are chained by patched jumps; everything else goes through the jump cache of the address
+ * space, which every invalidation clears.
+ */
+#include "jit/internal.h"
+#include "base/log.h"
+#include "cpu/interp_loop.h"
+#include "cpu/ops_flags.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define HEAT 16
+#define BLOCK_CODE_MAX 32768u /* more than any block can make */
+
+extern void jit_serialise(void);
+
+/*
+ * IRETQ serialises (SDM vol. 3 "Serializing Instructions") and, unlike CPUID, needs no exit where the
+ * host itself is a virtual machine. Needed before code runs that was changed through the other mapping
+ * after it had run (SDM vol. 3 "Handling Self- and Cross-Modifying Code").
+ */
+__asm__(".text\n"
+        ".p2align 4\n"
+        ".globl jit_serialise\n"
+        ".hidden jit_serialise\n"
+        ".type jit_serialise, @function\n"
+        "jit_serialise:\n"
+        "    endbr64\n"
+        "    mov %rsp, %rax\n"
+        "    mov %ss, %ecx\n"
+        "    push %rcx\n"
+        "    push %rax\n"
+        "    pushfq\n"
+        "    mov %cs, %ecx\n"
+        "    push %rcx\n"
+        "    lea 1f(%rip), %rcx\n"
+        "    push %rcx\n"
+        "    iretq\n"
+        "1:  ret\n"
+        ".size jit_serialise, . - jit_serialise\n");
+
+static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
+
+/* ---- stubs ---- */
+
+static void put_push(struct code_buf *c, unsigned r)
+{
+    put_rex(c, false, 0, 0, r);
+    put1(c, 0x50 | (r & 7));
+}
+static void put_pop(struct code_buf *c, unsigned r)
+{
+    put_rex(c, false, 0, 0, r);
+    put1(c, 0x58 | (r & 7));
+}
+static void put_registers(struct code_buf *c, bool load)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (host_of[r] != H_NONE)
+            put_rm(c, true, load ? 0x8b : 0x89, host_of[r], H_RBP, V_AT(gpr) + (s32)r * 8);
+}
+static void put_c_call(struct code_buf *c, const void *f)
+{
+    put_mov_imm(c, H_RAX, (u64)(uintptr_t)f);
+    put1(c, 0xff), put1(c, 0xd0); /* call rax */
+}
+static void put_return(struct code_buf *c)
+{
+    put_alu_imm(c, true, 0, H_RSP, (s32)sizeof(struct frame) + 8);
+    for (unsigned n = ARRAY_SIZE(saved); n-- > 0;)
+        put_pop(c, saved[n]);
+    put1(c, 0xc3);
+}
+
+static void make_stubs(struct jit *j)
+{
+    struct code_buf c = {j->rw, j->rw + 4096, false};
+
+    /* u64 enter(v, const struct frame *, code): the return value is what emit_exit() put in EAX. */
+    j->enter = c.p;
+    for (unsigned n = 0; n < ARRAY_SIZE(saved); n++)
+        put_push(&c, saved[n]);
+    put_alu_imm(&c, true, 5, H_RSP, (s32)sizeof(struct frame) + 8); /* 7 words and the frame: RSP is a multiple of 16 */
+    put_rm(&c, true, 0x8d, H_RBP, H_RDI, V_BIAS);
+    for (s32 n = 0; n < (s32)sizeof(struct frame); n += 8) {
+        put_rm(&c, true, 0x8b, H_RAX, H_RSI, n);
+        put_rm(&c, true, 0x89, H_RAX, H_RSP, n);
+    }
+    put_mov_rr(&c, H_RCX, H_RDX);
+    put_registers(&c, true);
+    put1(&c, 0xff), put1(&c, 0xe1); /* jmp rcx */
+
+    /* Leaves with EAX. */
+    j->exit = c.p;
+    put_registers(&c, false);
+    put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
+    put_mov_rr(&c, H_RSI, H_RSP);
+    put_c_call(&c, (const void *)(uintptr_t)jit_leave);
+    put_rm(&c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
+    put_return(&c);
+
+    /* The body of the instruction at RCX, INFO in EAX. */
+    j->call = c.p;
+    put_registers(&c, false);
+    put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
+    put_mov_rr(&c, H_RSI, H_RCX);
+    put_rr(&c, false, 0x8b, H_RDX, H_RAX);
+    put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
+    put_alu_imm(&c, true, 5, H_RSP, 8);
+    put_c_call(&c, (const void *)(uintptr_t)jit_call_body);
+    put_alu_imm(&c, true, 0, H_RSP, 8);
+    put_rr(&c, false, 0x85, H_RAX, H_RAX);
+    u8 *leave = put_jcc(&c, CC_NE);
+    put_registers(&c, true);
+    put1(&c, 0xc3);
+    put_target(leave, c.p);
+    put_alu_imm(&c, true, 0, H_RSP, 8);
+    put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
+    put_return(&c);
+
+    j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
+}
+
+/* ---- called by translated code ---- */
+
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+{
+    struct interp *ip = v->interp;
+    struct jit *j = f->jit;
+    const struct insn_row *row = insn_row(i);
+    j->stats.calls++;
+    j->stats.row_calls[i->row]++;
+    if (row->jit != JIT_CALL) {
+        j->stats.slow++;
+        j->stats.row_slow[i->row]++;
+    }
+    j->slow = true;
+    v->rip = f->rip + INFO_OFF(info);
+    v->next_rip = v->rip + i->len;
+    v->insn = i;
+    ip->start = i - INFO_IDX(info);
+    ip->current = (struct block *)(uintptr_t)container_of(ip->start, struct block, insn[0]);
+    u64 start = f->end - (u64)f->left - INFO_N(info); /* what the interpreter shows until the block's end */
+    v->icount = start;
+    flags_put(v, (u32)f->flags);
+    i->fn(v, i);
+    if (unlikely(v->budget_end != f->end)) {
+        f->left += (s64)(v->budget_end - f->end);
+        f->end = v->budget_end;
+    }
+    if (unlikely(attention(v))) {
+        v->rip = v->next_rip;
+        v->icount = start + INFO_IDX(info) + 1;
+        ip->current = NULL;
+        return 1;
+    }
+    f->flags = flags_get(v);
+    return 0;
+}
+
+void jit_leave(struct vcpu *v, struct frame *f)
+{
+    v->rip = f->rip;
+    v->icount = f->end - (u64)f->left;
+    flags_put(v, (u32)f->flags);
+}
+
+/* ---- links ---- */
+
+static void link_clear(struct jit *j, struct link *l)
+{
+    put_target(l->at, l->unlinked);
+    l->to = NULL;
+    j->patched = true;
+    j->stats.unlinks++;
+}
+
+static void link_set(struct jit *j, u32 n, struct block *to)
+{
+    struct link *l = &j->link[n];
+    struct block_links *bl = to->links;
+    /* The boundary may have led elsewhere. */
+    if (l->to || !l->from || !bl || to->host != l->host || to->mode != l->from->mode)
+        return;
+    put_target(l->at, j->rw + ((u8 *)to->code - j->rx));
+    l->to = to;
+    l->next_in = bl->in;
+    bl->in = n;
+    j->patched = true;
+    j->stats.links++;
+}
+
+static void block_died(struct vcpu *v, struct block *b)
+{
+    struct jit *j = v->jit;
+    struct block_links *bl = b->links;
+    for (u32 n = bl->in; n; n = j->link[n].next_in)
+        if (j->link[n].to == b)
+            link_clear(j, &j->link[n]);
+    for (u32 n = bl->out; n; n = j->link[n].next_out)
+        j->link[n].from = NULL; /* still in the list of its target, where it no longer counts */
+    b->code = NULL;
+    j->pending = 0;
+    j->stats.died++;
+    /* Translated code that is running might be on its way into this block. */
+    cpu_attention(v, ATT_BLOCK);
+}
+
+static void cache_empty(struct jit *j)
+{
+    j->used = j->base;
+    j->links = 1;
+    j->pending = 0;
+    j->patched = true;
+    j->region_block = NULL;
+    j->stats.flushes++;
+}
+
+static void blocks_flushed(struct vcpu *v) { cache_empty(v->jit); }
+
+/* The arena is full: all translations go, the decoded blocks stay. */
+static void cache_flush(struct vcpu *v)
+{
+    struct interp *ip = v->interp;
+    for (unsigned n = 0; n < ARRAY_SIZE(ip->hash); n++)
+        for (struct block *b = ip->hash[n]; b; b = b->hash_next) {
+            b->code = NULL;
+            b->links = NULL;
+            b->heat = 0;
+        }
+    cache_empty(v->jit);
+}
+
+/* ---- translation ---- */
+
+/* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
+static bool mode_ok(const struct vcpu *v)
+{
+    if (v->code_mode == CODE_64)
+        return true;
+    u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
+    return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
+           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_CS) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
+}
+
+static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
+{
+    struct jit *j = v->jit;
+    if (j->used + BLOCK_CODE_MAX + sizeof(struct block_links) > j->size || j->links + 2 * BLOCK_MAX > LINK_MAX)
+        cache_flush(v);
+    *links = (struct block_links *)(void *)(j->rw + j->used);
+    **links = (struct block_links){0};
+    size_t start = j->used + 64;
+    struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX - 64, false};
+    struct translation_request q = {.v = v, .j = j, .b = b, .first = 0, .count = b->n};
+    if (!translate(&q, &c, *links))
+        return NULL;
+    size_t end = (size_t)(c.p - j->rw);
+    j->stats.translated++;
+    j->stats.bytes += end - start;
+    j->used = (end + 63) & ~(size_t)63;
+    return j->rx + start;
+}
+
+static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
+{
+    struct jit *j = v->jit;
+    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
+    if (unlikely(attention(v)))
+        return HOT_COLD;
+    if (!b->code) {
+        j->pending = 0;
+        if (++b->heat < j->heat || !b->host || !mode_ok(v))
+            return HOT_COLD;
+        struct block_links *links;
+        u8 *code = translate_block(v, b, &links);
+        if (!code) {
+            b->heat = 0;
+            return HOT_COLD;
+        }
+        b->links = links;
+        b->code = code;
+    } else if (unlikely(!mode_ok(v))) {
+        return HOT_COLD;
+    }
+    if (j->pending) {
+        link_set(j, j->pending, b);
+        j->pending = 0;
+    }
+    if (v->budget_end - v->icount < b->n)
+        return HOT_COLD;
+    if (j->patched) {
+        j->serialise();
+        j->patched = false;
+    }
+    struct frame f = {.left = (s64)(v->budget_end - v->icount), .rip = v->rip, .flags = flags_get(v), .hints = c->hints,
+                      .end = v->budget_end, .jit = j};
+    v->insn = NULL;
+    v->interp->current = NULL;
+    j->stats.entries++;
+    u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
+        (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
+    u64 why = enter(v, &f, b->code);
+    v->interp->current = NULL;
+    j->stats.exits[EXIT_REASON(why)]++;
+    if (EXIT_REASON(why) == JIT_EXIT_LINK) {
+        j->pending = (u32)EXIT_LINK(why);
+        return HOT_DONE;
+    }
+    return EXIT_REASON(why) == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
+}
+
+static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
+static noinline enum run_result run_traced(struct vcpu *v) { return run_loop(v, true, NULL); }
+
+static enum run_result run(struct vcpu *v)
+{
+    struct jit *j = v->jit;
+    int reason = setjmp(v->unwind);
+    j->pending = 0;
+    if (reason)
+        run_unwound(v, reason);
+    return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
+}
+
+/* ---- lock-step ---- */
+
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+{
+    struct jit *j = v->jit;
+    if (!mode_ok(v))
+        return false;
+    if (j->used + BLOCK_CODE_MAX > j->size)
+        cache_empty(j);
+    struct block_links links = {0};
+    size_t start = j->used;
+    struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
+    struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true};
+    if (!translate(&q, &c, &links))
+        return false;
+    j->region = j->rx + start;
+    j->region_size = (size_t)(c.p - (j->rw + start));
+    j->used = (start + j->region_size + 63) & ~(size_t)63;
+    if (j->patched) {
+        j->serialise();
+        j->patched = false;
+    }
+    unsigned off = 0;
+    for (unsigned n = 0; n < first; n++)
+        off += b->insn[n].len;
+    struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
+    u64 icount = v->icount;
+    j->slow = false;
+    u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
+        (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
+    enter(v, &f, j->region);
+    v->icount = icount;
+    *slow = j->slow;
+    return true;
+}
+
+const u8 *jit_region_code(const struct vcpu *v, size_t *size)
+{
+    const struct jit *j = v->jit;
+    *size = j->region_size;
+    return j->region;
+}
+
+/* ---- life ---- */
+
+static void detach(struct vcpu *v)
+{
+    struct jit *j = v->jit;
+    if (j) {
+        if (j->rw)
+            munmap(j->rw, j->size);
+        if (j->rx)
+            munmap(j->rx, j->size);
+        free(j->link);
+        free(j->stats.row_calls);
+        free(j->stats.row_slow);
+        free(j);
+    }
+    interp_free(v->interp);
+    v->interp = NULL;
+    v->jit = NULL;
+}
+
+/* Code is written through one mapping and executed through another: no page is ever both. */
+static bool map_arena(struct jit *j, size_t size)
+{
+    int fd = memfd_create("nestor-jit", MFD_CLOEXEC);
+    if (fd < 0)
+        return false;
+    if (!ftruncate(fd, (off_t)size)) {
+        void *rw = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        void *rx = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+        j->rw = rw == MAP_FAILED ? NULL : rw;
+        j->rx = rx == MAP_FAILED ? NULL : rx;
+        j->size = size;
+    }
+    close(fd);
+    return j->rw && j->rx;
+}
+
+static int attach(struct vcpu *v)
+{
+    struct jit *j = calloc(1, sizeof(*j));
+    v->jit = j;
+    v->interp = interp_new();
+    if (j && v->interp) {
+        j->heat = HEAT;
+        j->links = 1;
+        j->serialise = jit_serialise;
+        j->link = calloc(LINK_MAX, sizeof(*j->link));
+        j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
+        j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
+        if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, JIT_CACHE_DEFAULT)) {
+            make_stubs(j);
+            v->interp->block_died = block_died;
+            v->interp->blocks_flushed = blocks_flushed;
+            return 0;
+        }
+    }
+    detach(v);
+    return -1;
+}
+
+static void code_written(struct vcpu *v, pa_t pa, size_t len)
+{
+    if (v->interp)
+        block_written(v, pa, len);
+}
+
+static bool holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page_holds_code(v, pa); }
+
+const struct engine engine_jit = {
+    .name = "jit",
+    .attach = attach,
+    .detach = detach,
+    .run = run,
+    .code_written = code_written,
+    .holds_code = holds_code,
+};
+
+const struct jit_stats *jit_stats(const struct vcpu *v)
+{
+    const struct jit *j = v->jit;
+    return j ? &j->stats : NULL;
+}

@@ -1,0 +1,44 @@
+/* The JIT's own face, beside engine.h: statistics, and what lock-step needs. */
+#pragma once
+#include "cpu/block.h"
+#include "cpu/engine.h"
+
+#define JIT_CACHE_DEFAULT (64u << 20)
+
+/* Why translated code came back to the dispatcher. */
+enum jit_exit {
+    JIT_EXIT_ENTRY,     /* attention or budget, noticed at a block's entry */
+    JIT_EXIT_LINK,      /* a direct branch that leads to no translation yet */
+    JIT_EXIT_LOOKUP,    /* the jump cache does not know the target */
+    JIT_EXIT_FAR,       /* the block ended with something that changes modes or mappings */
+    JIT_EXIT_ATTENTION, /* after an instruction that asked for it */
+    JIT_EXIT_STOP,      /* the end of a region (lock-step) */
+    JIT_EXIT_COUNT,
+};
+
+struct jit_stats {
+    u64 translated, insns, called;  /* blocks, instructions in them, of which are calls of bodies */
+    u64 bytes;                      /* code made */
+    u64 entries;                    /* from the dispatcher */
+    u64 exits[JIT_EXIT_COUNT];
+    u64 links, unlinks;
+    u64 died;                       /* translations lost with their blocks */
+    u64 flushes;
+    u64 calls;                      /* of bodies */
+    u64 slow;                       /* of which by native instructions whose memory access was not granted, or the like */
+    u64 *row_calls;                 /* by row, insn_row_count of them */
+    u64 *row_slow;
+};
+/* NULL when another engine runs @v. */
+const struct jit_stats *jit_stats(const struct vcpu *v);
+
+/* ---- lock-step ---- */
+/* Whether the translation of @i is code of its own, not a call of the body. */
+bool jit_native(const struct vcpu *v, const struct insn *i);
+/*
+ * Executes @count instructions of @b from the @first on, all jit_native, the first of them at v->rip.
+ * False when that cannot be translated. *@slow: some instruction called its body after all.
+ */
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow);
+/* Host code of the last region, for a report. */
+const u8 *jit_region_code(const struct vcpu *v, size_t *size);
