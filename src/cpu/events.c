@@ -462,7 +462,8 @@ void cpu_set_shadow(struct vcpu *v, u8 shadow)
     if (v->shadow & shadow)
         return;
     v->shadow |= shadow;
-    cpu_attention(v, ATT_SHADOW);
+    /* STI: a window of guest mode opens when the shadow has passed. */
+    cpu_attention(v, ATT_SHADOW | (v->guest_mode ? ATT_VIRT : 0));
 }
 
 void nmi_unblock(struct vcpu *v)
