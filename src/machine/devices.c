@@ -77,6 +77,30 @@ static void request_exit(struct board *b, int status)
     interrupt_slice(m);
 }
 
+/*
+ * A local APIC's wires to its processor. Whoever runs now has usually just sent the message and will
+ * spin until it is answered: its slice ends soon, so that the answer does not take a whole round.
+ */
+#define AFTER_MESSAGE 256
+static void hand_over(void *cpu)
+{
+    struct nestor *m = ((struct vcpu *)cpu)->machine;
+    struct vcpu *v = m->running;
+    if (v && v != cpu && v->budget_end > v->icount + AFTER_MESSAGE)
+        v->budget_end = v->icount + AFTER_MESSAGE;
+}
+static void pin_intr(void *cpu, bool asserted)
+{
+    vcpu_pins.intr(cpu, asserted);
+    if (asserted)
+        hand_over(cpu);
+}
+static void pin_nmi(void *cpu) { vcpu_pins.nmi(cpu), hand_over(cpu); }
+static void pin_smi(void *cpu) { vcpu_pins.smi(cpu), hand_over(cpu); }
+static void pin_init(void *cpu) { vcpu_pins.init(cpu), hand_over(cpu); }
+static void pin_sipi(void *cpu, u8 vector) { vcpu_pins.sipi(cpu, vector), hand_over(cpu); }
+static const struct cpu_pins pins = {pin_intr, pin_nmi, pin_smi, pin_init, pin_sipi};
+
 static u64 cpu_tsc_callback(void *cpu) { return cpu_tsc(cpu); }
 static u64 cpu_tsc_to_ns_callback(void *cpu, u64 tsc) { return cpu_tsc_to_ns(cpu, tsc); }
 
@@ -137,7 +161,7 @@ static int add_lapics(struct nestor *m, struct error *err)
         struct vcpu *v = m->cpu[i];
         struct lapic_config c = {
             .id = i, .bsp = i == 0, .x2apic = cpu_has(v, FEAT_X2APIC), .tsc_deadline = cpu_has(v, FEAT_TSC_DEADLINE),
-            .phys_bits = v->maxphyaddr, .pins = vcpu_pins, .cpu = v,
+            .phys_bits = v->maxphyaddr, .pins = pins, .cpu = v,
             .tsc = cpu_tsc_callback, .tsc_to_ns = cpu_tsc_to_ns_callback,
         };
         d->lapic[i] = lapic_new(&m->board, d->apic_bus, &c, err);

@@ -21,6 +21,7 @@ struct nestor {
     struct machine_devices *devices;
     struct vcpu *cpu[MACHINE_MAX_CPUS];
     unsigned ncpus;
+    struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
     struct boot boot;
     struct nestor_config config;

@@ -126,7 +126,9 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             v->budget_end = start + length;
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, &v->icount);
+            m->running = v;
             enum run_result r = m->engine->run(v);
+            m->running = NULL;
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, NULL);
             if (v->icount - start > longest)
