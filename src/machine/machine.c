@@ -3,6 +3,7 @@
 #include "cpu/models.h"
 #include "machine/acpi.h"
 #include "machine/memmap.h"
+#include "svm/svm.h"
 #include "vmx/vmx.h"
 
 #include <stdlib.h>
@@ -77,6 +78,8 @@ static int add_cpus(struct nestor *m, struct error *err)
         m->ncpus++;
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
+        if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
+            return error_set(err, "out of memory for SVM");
         if (m->engine->attach(m->cpu[i]))
             return error_set(err, "out of memory for the engine");
     }
@@ -107,6 +110,7 @@ int machine_reset(struct nestor *m, struct error *err)
     for (unsigned i = 0; i < m->ncpus; i++) {
         if (m->cpu[i]->vmx)
             vmx_reset(m->cpu[i]);
+        svm_reset(m->cpu[i]);
         cpu_reset(m->cpu[i]);
         cpu_firmware_defaults(m->cpu[i]);
     }
@@ -170,6 +174,7 @@ void nestor_free(struct nestor *m)
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);
         vmx_free(m->cpu[i]);
+        svm_free(m->cpu[i]);
         vcpu_free(m->cpu[i]);
     }
     if (m->pio)
