@@ -429,13 +429,13 @@ static bool map_arena(struct jit *j, size_t size)
     return j->rw && j->rx;
 }
 
-static int attach(struct vcpu *v)
+static int attach_with(struct vcpu *v, u32 heat)
 {
     struct jit *j = calloc(1, sizeof(*j));
     v->jit = j;
     v->interp = interp_new();
     if (j && v->interp) {
-        j->heat = HEAT;
+        j->heat = heat;
         j->links = 1;
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
@@ -452,6 +452,9 @@ static int attach(struct vcpu *v)
     return -1;
 }
 
+static int attach(struct vcpu *v) { return attach_with(v, HEAT); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1); }
+
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {
     if (v->interp)
@@ -463,6 +466,15 @@ static bool holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page
 const struct engine engine_jit = {
     .name = "jit",
     .attach = attach,
+    .detach = detach,
+    .run = run,
+    .code_written = code_written,
+    .holds_code = holds_code,
+};
+
+const struct engine engine_jit_eager = {
+    .name = "jit-eager",
+    .attach = attach_eager,
     .detach = detach,
     .run = run,
     .code_written = code_written,
