@@ -98,7 +98,8 @@ static void start(struct guest *g, bool wide)
     }
     v->cr0 |= CR0_PE | CR0_NE;
     v->cr0 &= ~(CR0_CD | CR0_NW);
-    v->cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT;
+    v->cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+    v->xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
     for (unsigned s = 0; s < 6; s++)
         v->seg[s] = (struct segment){
             .limit = 0xffffffff, .ar = AR_P | AR_S | AR_G | (s == SEG_CS ? (wide ? AR_L : AR_DB) | 0xb : AR_DB | 3),
@@ -159,6 +160,8 @@ static bool wanted(const struct insn *i)
         }
     }
     if (i->flags & INSN_MEM) {
+        if (row->checks & CHK_ALIGN16 && (i->base != RBP || i->disp & 63))
+            return false;
         if (!(i->base == RBP || i->base == R14) || i->index != REG_NONE || i->disp < -0x1800 || i->disp > 0x1800)
             return false;
         if (!row->vex && row->map == 1 && (row->opcode == 0xa3 || row->opcode == 0xab || row->opcode == 0xb3 || row->opcode == 0xbb))
@@ -204,6 +207,8 @@ static unsigned random_bytes(const struct insn_row *row, bool wide, u8 *out)
         modrm = (u8)((modrm & 0xc7) | (ext[1] - '0') << 3);
     out[n++] = modrm;
     s32 disp = (s32)below(0x2800) - 0x1400;
+    if (row->checks & CHK_ALIGN16)
+        disp &= ~63;
     if (ext && modrm >> 6 == 2) {
         memcpy(out + n, &disp, 4);
         n += 4;
@@ -326,11 +331,11 @@ static void run_random(bool wide)
 {
     struct guest a, b;
     guest_new(&a, &engine_interp);
-    guest_new(&b, &engine_jit_eager);
+    guest_new(&b, getenv("JIT_LOCKSTEP") ? &engine_lockstep : &engine_jit_eager);
     const char *fixed = getenv("JIT_SEED"), *many = getenv("JIT_PROGRAMS");
     unsigned programs = many ? (unsigned)atoi(many) : PROGRAMS, halted = 0;
     for (unsigned k = 0; k < programs; k++) {
-        u64 s = fixed ? strtoull(fixed, NULL, 16) : 0x9e3779b97f4a7c15ull * (k + 1) + wide;
+        u64 s = fixed ? strtoull(fixed, NULL, 16) : 0x9e3779b97f4a7c15ull * (k + 1) + wide + (getenv("JIT_BASE") ? strtoull(getenv("JIT_BASE"), NULL, 16) : 0);
         seed = s;
         make_program(a.v, wide);
         run_both(&a, &b, wide, s);
