@@ -83,6 +83,7 @@ struct jit {
     u32 links;
     u32 pending;        /* the link that left translated code last */
     bool slow;          /* a body was called */
+    bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
     struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
     const struct part *part; /* that ran last */
     struct jit_stats stats;

@@ -10,8 +10,10 @@
 #include "jit/internal.h"
 #include "base/log.h"
 #include "cpu/interp_loop.h"
+#include "cpu/models.h"
 #include "cpu/ops_flags.h"
 
+#include <cpuid.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -249,7 +251,7 @@ static bool mode_ok(const struct vcpu *v)
         return true;
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
-           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_CS) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
+           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
 
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
@@ -429,14 +431,29 @@ static bool map_arena(struct jit *j, size_t size)
     return j->rw && j->rx;
 }
 
-static int attach(struct vcpu *v)
+static void ask_host(struct jit *j)
+{
+    for (unsigned f = 0; f < FEAT_COUNT; f++) {
+        const struct cpu_feature_info *info = &cpu_feature_info[f];
+        u32 r[4];
+        if (f == FEAT_NONE) {
+            j->host_has[f] = true;
+        } else if (info->leaf <= __get_cpuid_max(info->leaf & 0x80000000u, NULL)) {
+            __cpuid_count(info->leaf, info->subleaf, r[0], r[1], r[2], r[3]);
+            j->host_has[f] = r[info->reg] >> info->bit & 1;
+        }
+    }
+}
+
+static int attach_with(struct vcpu *v, u32 heat)
 {
     struct jit *j = calloc(1, sizeof(*j));
     v->jit = j;
     v->interp = interp_new();
     if (j && v->interp) {
-        j->heat = HEAT;
+        j->heat = heat;
         j->links = 1;
+        ask_host(j);
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
@@ -452,6 +469,9 @@ static int attach(struct vcpu *v)
     return -1;
 }
 
+static int attach(struct vcpu *v) { return attach_with(v, HEAT); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1); }
+
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {
     if (v->interp)
@@ -463,6 +483,15 @@ static bool holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page
 const struct engine engine_jit = {
     .name = "jit",
     .attach = attach,
+    .detach = detach,
+    .run = run,
+    .code_written = code_written,
+    .holds_code = holds_code,
+};
+
+const struct engine engine_jit_eager = {
+    .name = "jit-eager",
+    .attach = attach_eager,
     .detach = detach,
     .run = run,
     .code_written = code_written,

@@ -211,7 +211,7 @@ static bool ea_possible(bool wide, const struct insn *i)
 {
     if (i->adsize == 2 || (i->flags & INSN_VSIB))
         return false;
-    if (!wide && (i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
         return false;
     s64 room = 1 << 16;
     return fits32(i->disp - room) && fits32(i->disp + room);
@@ -428,10 +428,13 @@ static bool cmpxchg_possible(bool wide, const struct insn *i)
     return rm_placed(wide, i, byte) && (byte ? !(i->reg8 & 7) && in_host(i->reg8 / 8u) : in_host(i->reg));
 }
 
-static enum kind kind_of(bool wide, const struct insn *i)
+static enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     if (row->jit == JIT_CALL || row->intercept || row->vex == 2)
+        return K_CALL;
+    /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
+    if (!j->host_has[row->feature] || !j->host_has[row->feature2])
         return K_CALL;
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7, stack = wide ? 8 : 4;
     bool memory = i->flags & INSN_MEM;
@@ -445,7 +448,7 @@ static enum kind kind_of(bool wide, const struct insn *i)
         case 0xa8: case 0xa9:
             return K_ACCUMULATOR;
         case 0xa0: case 0xa1: case 0xa2: case 0xa3:
-            return !wide && (i->seg == SEG_FS || i->seg == SEG_GS) ? K_CALL : i->adsize == 2 ? K_CALL : K_MOFFS;
+            return !wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS) ? K_CALL : i->adsize == 2 ? K_CALL : K_MOFFS;
         case 0x8d:
             return i->adsize == 2 || !fits32(i->disp - 65536) || !fits32(i->disp + 65536) ? K_CALL : K_LEA;
         case 0x90:
@@ -569,13 +572,17 @@ static void emit_copy(struct tr *t, const struct insn *i)
         flags_want(t);
     }
     bool reg_scratch = reg && (high || !in_host(r_reg)), rm_scratch = rm && (high || !in_host(r_rm));
-    unsigned rm_in = cl ? H_RAX : H_RCX;
+    /* Two bytes of one register must not become two copies of it. */
+    bool one = high && reg && rm && r_reg == r_rm;
+    unsigned rm_in = cl || one ? H_RAX : H_RCX;
     if (reg) {
         e.reg = reg_scratch ? H_RAX : host_of[r_reg];
         if (reg_scratch)
             reg_load(t, H_RAX, r_reg);
     }
-    if (rm) {
+    if (one) {
+        e.rm = H_RAX;
+    } else if (rm) {
         e.rm = (u8)(rm_scratch ? rm_in : host_of[r_rm]);
         if (rm_scratch)
             reg_load(t, rm_in, r_rm);
@@ -587,9 +594,9 @@ static void emit_copy(struct tr *t, const struct insn *i)
     if (!len)
         panic("jit: %s %s (%s) cannot be re-encoded", row->mnemonic, row->operands, row->encoding);
     put_bytes(c, code, len);
-    if (reg_scratch && (reg->access & 2))
+    if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
         reg_store(t, r_reg, H_RAX);
-    if (rm_scratch && (rm->access & 2))
+    if (rm_scratch && !one && (rm->access & 2))
         reg_store(t, r_rm, rm_in);
 }
 
@@ -1099,7 +1106,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
 static bool emit_insn(struct tr *t, bool last)
 {
     const struct insn *i = t->i;
-    enum kind k = kind_of(t->wide, i);
+    enum kind k = kind_of(t->j, t->wide, i);
     u32 reads, writes;
     flag_effects(i, k != K_CALL, &reads, &writes);
     t->live = unpack(t->live_after[t->idx]);
@@ -1151,7 +1158,7 @@ static void liveness(struct tr *t, unsigned end)
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
-        flag_effects(i, kind_of(t->wide, i) != K_CALL, &reads, &writes);
+        flag_effects(i, kind_of(t->j, t->wide, i) != K_CALL, &reads, &writes);
         live = (live & ~writes) | reads;
     }
 }
@@ -1202,4 +1209,4 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     return !c->full;
 }
 
-bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->code_mode == CODE_64, i) != K_CALL; }
+bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL; }
