@@ -65,6 +65,7 @@ struct interp {
     struct block *hash[1 << BLOCK_HASH_BITS];
     struct code_page *pages[1 << CODE_PAGE_HASH_BITS];
     struct cross cross[1 << CROSS_BITS];
+    u32 unwinds;                /* since the engine was entered */
     u64 traced[16];             /* registers before the instruction being traced */
     struct interp_stats stats;
     /* A second engine's: @b, which has code, is dead; all blocks are gone. */

@@ -18,6 +18,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#define UNWINDS_MAX 65536
+
 /* What lookups depend on besides RIP; refreshed whenever it may have changed. */
 struct context {
     struct jump_cache_entry *hints;
@@ -195,10 +197,18 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
     }
 }
 
-/* After setjmp(v->unwind) returned @reason: counts what had been done, and delivers. */
-static inline void run_unwound(struct vcpu *v, int reason)
+/*
+ * After setjmp(v->unwind) returned @reason: counts what had been done, and delivers. True: the run loop
+ * must be given its turn. A guest whose exception handlers fault at once retires nothing, so that the
+ * budget alone would never end.
+ */
+static inline bool run_unwound(struct vcpu *v, int reason)
 {
     struct interp *ip = v->interp;
+    if (!reason) {
+        ip->unwinds = 0;
+        return false;
+    }
     if (ip->current && v->insn) { /* instructions before the one that unwound */
         v->icount += (u64)(v->insn - ip->start);
         log_at(insn, "cpu%u %04x:%" PRIx64 " %s unwinds (%d)", v->index, v->seg[SEG_CS].sel, v->rip,
@@ -206,4 +216,5 @@ static inline void run_unwound(struct vcpu *v, int reason)
     }
     ip->current = NULL;
     cpu_handle_unwind(v, reason);
+    return ++ip->unwinds >= UNWINDS_MAX;
 }

@@ -63,6 +63,15 @@ struct block_links {
 
 #define LINK_MAX (1u << 18)
 
+/* Part of a block, for lock-step. */
+#define PARTS (1u << 16)
+struct part {
+    const struct block *b;
+    u16 first, count;
+    u32 size;
+    u8 *code;
+};
+
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
     size_t size, used, base; /* base: behind the stubs */
@@ -74,11 +83,8 @@ struct jit {
     u32 links;
     u32 pending;        /* the link that left translated code last */
     bool slow;          /* a body was called */
-    u8 *region;         /* the last translated region */
-    size_t region_size;
-    struct block *region_block;
-    unsigned region_first, region_count;
-    u64 region_host;
+    struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
+    const struct part *part; /* that ran last */
     struct jit_stats stats;
 };
 

@@ -220,7 +220,8 @@ static void cache_empty(struct jit *j)
     j->links = 1;
     j->pending = 0;
     j->patched = true;
-    j->region_block = NULL;
+    if (j->parts)
+        memset(j->parts, 0, PARTS * sizeof(*j->parts));
     j->stats.flushes++;
 }
 
@@ -326,18 +327,22 @@ static enum run_result run(struct vcpu *v)
     struct jit *j = v->jit;
     int reason = setjmp(v->unwind);
     j->pending = 0;
-    if (reason)
-        run_unwound(v, reason);
+    if (run_unwound(v, reason))
+        return RUN_REQUEST;
     return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
 }
 
 /* ---- lock-step ---- */
 
-bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count)
 {
     struct jit *j = v->jit;
-    if (!mode_ok(v))
-        return false;
+    if (!j->parts && !(j->parts = calloc(PARTS, sizeof(*j->parts))))
+        panic("out of memory");
+    u64 hash = ((u64)(uintptr_t)b + first * 64 + count) * 0x9e3779b97f4a7c15ull;
+    struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
+    if (r->b == b && r->first == first && r->count == count && b->host)
+        return r;
     if (j->used + BLOCK_CODE_MAX > j->size)
         cache_empty(j);
     struct block_links links = {0};
@@ -345,10 +350,22 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
     struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true};
     if (!translate(&q, &c, &links))
+        return NULL;
+    size_t end = (size_t)(c.p - j->rw);
+    j->used = (end + 63) & ~(size_t)63;
+    *r = (struct part){b, (u16)first, (u16)count, (u32)(end - start), j->rx + start};
+    return r;
+}
+
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+{
+    struct jit *j = v->jit;
+    if (!mode_ok(v))
         return false;
-    j->region = j->rx + start;
-    j->region_size = (size_t)(c.p - (j->rw + start));
-    j->used = (start + j->region_size + 63) & ~(size_t)63;
+    const struct part *r = part_of(v, b, first, count);
+    if (!r)
+        return false;
+    j->part = r;
     if (j->patched) {
         j->serialise();
         j->patched = false;
@@ -361,7 +378,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     j->slow = false;
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
-    enter(v, &f, j->region);
+    enter(v, &f, r->code);
     v->icount = icount;
     *slow = j->slow;
     return true;
@@ -370,8 +387,8 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
 const u8 *jit_region_code(const struct vcpu *v, size_t *size)
 {
     const struct jit *j = v->jit;
-    *size = j->region_size;
-    return j->region;
+    *size = j->part->size;
+    return j->part->code;
 }
 
 /* ---- life ---- */
@@ -385,6 +402,7 @@ static void detach(struct vcpu *v)
         if (j->rx)
             munmap(j->rx, j->size);
         free(j->link);
+        free(j->parts);
         free(j->stats.row_calls);
         free(j->stats.row_slow);
         free(j);

@@ -172,6 +172,15 @@ static int add_lapics(struct nestor *m, struct error *err)
     return 0;
 }
 
+static void suspend(void *opaque)
+{
+    struct nestor *m = opaque;
+    m->suspended = true;
+    interrupt_slice(m);
+}
+
+static void rtc_alarm(void *opaque) { acpi_pm_event(opaque, PM1_RTC); }
+
 static void a20_ignored(void *opaque, bool on)
 {
     (void)opaque;
@@ -208,6 +217,8 @@ int machine_add_devices(struct nestor *m, struct error *err)
         !(d->fw_cfg = fw_cfg_new(b, (u16)m->ncpus, m->ram, err)) || !(d->kbc = i8042_new(b, a20_ignored, m, err)) ||
         !(d->debugcon = debugcon_new(b, debugcon_tx, m, err)))
         return -1;
+    acpi_pm_on_s3(d->pm, suspend, m);
+    rtc_on_alarm(d->rtc, rtc_alarm, d->pm);
     if (m->config.debug_exit &&
         (!(d->debug_exit = debug_exit_new(b, DEBUG_EXIT_PORT, err)) || !(d->testdev = testdev_new(b, NULL, NULL, err)) ||
          !(d->pci_testdev = pci_testdev_new(d->pci, PCI_DEVFN(3, 0), err))))
@@ -226,7 +237,11 @@ static void firmware_pic(struct pio_bus *pio)
         pio_write(pio, writes[n].port, writes[n].value, 1);
 }
 
-void machine_reset_devices(struct nestor *m)
+bool machine_wants_wake(const struct nestor *m) { return acpi_pm_wants_wake(m->devices->pm); }
+void machine_woken(struct nestor *m) { acpi_pm_event(m->devices->pm, PM1_WAK); }
+
+/* Not at @power_on: the clock and the wake logic kept their power while the machine slept. */
+void machine_reset_devices(struct nestor *m, bool power_on)
 {
     struct machine_devices *d = m->devices;
     for (unsigned i = 0; i < m->ncpus; i++) {
@@ -238,9 +253,11 @@ void machine_reset_devices(struct nestor *m)
     firmware_pic(m->pio);
     i8254_reset(d->pit);
     hpet_reset(d->hpet);
-    rtc_reset(d->rtc);
-    rtc_set_memory(d->rtc, memmap_low_ram(m->ram), m->ram - memmap_low_ram(m->ram));
-    acpi_pm_reset(d->pm);
+    if (power_on) {
+        rtc_reset(d->rtc);
+        rtc_set_memory(d->rtc, memmap_low_ram(m->ram), m->ram - memmap_low_ram(m->ram));
+        acpi_pm_reset(d->pm);
+    }
     uart_reset(d->uart);
     fw_cfg_reset(d->fw_cfg);
     i8042_reset(d->kbc);

@@ -112,6 +112,14 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
                 panic("the image cannot be loaded again: %s", err.text);
         }
         clock_run(&m->clock);
+        if (m->suspended) {
+            struct error err;
+            if (!machine_wants_wake(m))
+                idle(m, deadline);
+            else if (machine_wake(m, &err))
+                panic("the image cannot be loaded again: %s", err.text);
+            continue;
+        }
         if ((turn++ & 7) == 0) {
             machine_serial_input(m);
             machine_serial_flush(m);
@@ -136,7 +144,7 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             any |= v->icount != start || r != RUN_HALTED;
             if (r == RUN_SHUTDOWN)
                 m->triple_fault = true;
-            if (m->want_exit || m->want_power_off || m->want_reset)
+            if (m->want_exit || m->want_power_off || m->want_reset || m->suspended)
                 break;
         }
         m->slices++;

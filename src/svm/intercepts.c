@@ -22,14 +22,17 @@ static const u8 codes[INTERCEPT_COUNT] = {
     [INTERCEPT_INVPCID] = SVM_EXIT_INVPCID,
 };
 
-/* "Pause Intercept Filtering", with its threshold: PAUSEs further apart start the count again. */
+/*
+ * "Pause Intercept Filtering", with its threshold: PAUSEs further apart start the count again. The
+ * threshold is in processor cycles; an instruction is taken to last one, however long the host takes.
+ */
 static bool pause_exits(struct vcpu *v)
 {
     struct svm *x = v->svm;
     if (!cpu_has(v, FEAT_PAUSEFILTER))
         return true;
     if (cpu_has(v, FEAT_PFTHRESHOLD) && F(PAUSE_FILTER_THRESHOLD)) {
-        u64 now = cpu_tsc(v);
+        u64 now = v->icount;
         if (now - x->pause_last > F(PAUSE_FILTER_THRESHOLD))
             x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
         x->pause_last = now;

@@ -110,7 +110,7 @@ struct svm {
     u32 intercepts[6];
     bool nested_paging, vgif, vnmi, virtual_vmload;
     u16 pause_count; /* of the pause filter */
-    u64 pause_last;  /* TSC at the latest PAUSE */
+    u64 pause_last;  /* instruction count at the latest PAUSE */
 
     const struct virt_check *last_failure; /* row that refused the latest refused VMRUN */
     struct svm_stats stats;
