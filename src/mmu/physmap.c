@@ -172,25 +172,20 @@ static void region_add(struct physmap *pm, const struct region *r)
     flatten(pm);
 }
 
-/*
- * Anonymous memory, and not a memfd: the host then backs it with huge pages where it may (for shared
- * memory that is usually off), which spares a fault for every page and the emulator's own TLB misses.
- */
-static u8 *ram_map(u64 size)
+/* A shared file in memory, so that the same bytes can be mapped a second time (another view, snapshots). */
+static u8 *ram_map(u64 size, const char *name)
 {
-    const u64 huge = 2u << 20;
-    u64 room = size >= huge ? huge : 0;
-    u8 *host = mmap(NULL, size + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    u8 *host = MAP_FAILED;
+    if (!ftruncate(fd, (off_t)size))
+        host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    int saved = errno;
+    close(fd); /* the mapping keeps it; /proc/self/map_files leads back to it */
+    errno = saved;
     if (host == MAP_FAILED)
         return NULL;
-    if (room) { /* aligned to them */
-        u64 before = -(u64)(uintptr_t)host & (huge - 1);
-        if (before)
-            munmap(host, before);
-        host += before;
-        if (room > before)
-            munmap(host + size, room - before);
-    }
     madvise(host, size, MADV_HUGEPAGE); /* advice: refusal costs speed only */
     return host;
 }
@@ -200,7 +195,7 @@ int physmap_add_ram(struct physmap *pm, pa_t base, u64 size, const char *name, s
     struct region r = {.base = base, .size = size, .kind = REGION_RAM, .name = name};
     if (region_check(pm, &r, err))
         return -1;
-    r.host = ram_map(size);
+    r.host = ram_map(size, name);
     if (!r.host)
         return error_set(err, "%s: the host gives no %llu MiB of memory: %s", name, (unsigned long long)(size >> 20),
                          strerror(errno));
