@@ -12,8 +12,8 @@
 #include "cpu/state.h"
 
 #define BLOCK_MAX 48
-#define BLOCK_HASH_BITS 15
-#define CODE_PAGE_HASH_BITS 12
+#define BLOCK_HASH_BITS 18 /* booting Linux decodes 150 000 blocks */
+#define CODE_PAGE_HASH_BITS 13
 #define CROSS_BITS 6
 #define ARENA_SIZE (64u << 20)
 

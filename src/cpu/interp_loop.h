@@ -143,10 +143,9 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
                 }
             }
             const struct insn *i = b->insn, *end = i + b->n;
+            if (unlikely(b->n > v->budget_end - v->icount))
+                end = i + (v->budget_end - v->icount);
         again:;
-            u64 budget = v->budget_end - v->icount;
-            if (unlikely((u64)(end - i) > budget))
-                end = i + budget;
             u64 rip = v->rip;
             ip->current = (struct block *)b;
             ip->start = i;
@@ -167,7 +166,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
                     break;
             }
             v->rip = v->next_rip;
-            v->icount += (u64)(i - ip->start);
+            /* The difference of pointers is a division, which the usual case does without. */
+            v->icount += likely(ip->start == b->insn && i == b->insn + b->n) ? b->n : (u64)(i - ip->start);
             if (unlikely(!b->near || v->icount >= v->budget_end))
                 break;
             continue;
@@ -184,6 +184,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
             if (!boundary(v, &result))
                 return result;
             end = b->insn + b->n;
+            if (unlikely((u64)(end - i) > v->budget_end - v->icount))
+                end = i + (v->budget_end - v->icount);
             struct context now;
             context_load(v, &now);
             if (i < end && v->rip == rip && b->mode == now.mode && now.hints == c.hints && now.cs_base == c.cs_base &&
