@@ -50,59 +50,6 @@ static void *read_file(const char *path, size_t *size)
 static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 
-/*
- * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of one processor and KVM's I/O
- * APIC: with it the guest uses its local APIC's timer instead of reprogramming the 8254 at every tick.
- * "Hardware-reduced": there is no PM block, and nothing in the DSDT.
- */
-#define ACPI_AT 0xe0000
-#define RSDP_AT 0xf0000
-
-static uint8_t checksum(const uint8_t *p, size_t n)
-{
-    uint8_t sum = 0;
-    while (n--)
-        sum = (uint8_t)(sum + *p++);
-    return (uint8_t)-sum;
-}
-
-static uint32_t acpi_table(uint8_t *ram, uint32_t at, const char *signature, uint8_t revision, uint32_t length)
-{
-    uint8_t *t = ram + at;
-    memcpy(t, signature, 4);
-    put32(t + 4, length);
-    t[8] = revision;
-    memcpy(t + 10, "NESTORL2RUN  ", 14);
-    t[9] = checksum(t, length);
-    return at;
-}
-
-static void write_acpi(uint8_t *ram)
-{
-    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x400;
-    static const uint8_t cpu[8] = {0, 8, 0, 0, 1}, ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
-    static const uint8_t irq0[10] = {2, 10, 0, 0, 2};
-    uint32_t dsdt = acpi_table(ram, ACPI_AT, "DSDT", 2, 36);
-    put32(fadt + 112, 1u << 20); /* HW_REDUCED_ACPI */
-    fadt[131] = 1;               /* minor version */
-    put64(fadt + 140, dsdt);
-    put32(madt + 36, 0xfee00000);
-    put32(madt + 40, 1); /* an 8259 pair is there */
-    memcpy(e, cpu, 8), e += 8;
-    memcpy(e, ioapic, 12), e += 12;
-    memcpy(e, irq0, 10), e += 10; /* the 8254 is on input 2 */
-    put64(xsdt + 36, acpi_table(ram, ACPI_AT + 0x100, "FACP", 6, 276));
-    put64(xsdt + 44, acpi_table(ram, ACPI_AT + 0x300, "APIC", 4, (uint32_t)(e - madt)));
-    uint8_t *rsdp = ram + RSDP_AT;
-    memcpy(rsdp, "RSD PTR ", 8);
-    memcpy(rsdp + 9, "NESTOR", 6);
-    rsdp[15] = 2;
-    put32(rsdp + 20, 36);
-    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x400, "XSDT", 1, 52));
-    rsdp[8] = checksum(rsdp, 20);
-    rsdp[32] = checksum(rsdp, 36);
-}
-
 static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
 {
     size_t ksize, isize;
@@ -121,11 +68,9 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     put32(zp + 0x218, (uint32_t)at);  /* ramdisk_image */
     put32(zp + 0x21c, (uint32_t)isize);
     put32(zp + 0x228, CMDLINE_AT);
-    zp[0x1e8] = 3; /* e820 entries */
+    zp[0x1e8] = 2; /* e820 entries */
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
     put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
-    put64(zp + 0x2f8, ACPI_AT), put64(zp + 0x300, 0x20000), put32(zp + 0x308, 2);
-    write_acpi(ram);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
     put64(ram + GDT_AT + 0x18, 0x00cf93000000ffff);
     free(k);
@@ -154,6 +99,8 @@ static void uart_write(int vm, struct uart *u, unsigned reg, uint8_t v)
     case 0:
         if (write(1, &v, 1) != 1)
             exit(1);
+        u->thre_pending = 0; /* the register was full for a moment: an edge for the I/O APIC */
+        uart_irq(vm, u);
         u->thre_pending = 1;
         break;
     case 1:
