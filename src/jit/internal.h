@@ -31,9 +31,11 @@ struct frame {
     u64 end;   /* v->budget_end that .left counts from */
     u64 temp, temp2;
     struct jit *jit;
+    u64 fp;    /* the host's MXCSR is the guest's */
+    u64 spare;
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
-_Static_assert(sizeof(struct frame) == 64, "what the trampoline reserves");
+_Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
 
 /* What a call of a body is told besides the instruction: packed in one register. */
 #define INFO(off, idx, n) ((u32)(off) | (u32)(idx) << 12 | (u32)(n) << 20)
@@ -75,7 +77,7 @@ struct part {
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
     size_t size, used, base; /* base: behind the stubs */
-    u8 *enter, *call, *exit; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *fp; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */

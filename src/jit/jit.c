@@ -9,6 +9,7 @@
  */
 #include "jit/internal.h"
 #include "base/log.h"
+#include "cpu/borrow.h"
 #include "cpu/interp_loop.h"
 #include "cpu/models.h"
 #include "cpu/ops_flags.h"
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xmmintrin.h>
 
 #define HEAT 16
 #define BLOCK_CODE_MAX 32768u /* more than any block can make */
@@ -128,16 +130,50 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    /* Loads the guest's MXCSR, unless that is not plain: ZF. */
+    j->fp = c.p;
+    put_rm(&c, false, 0x8b, H_RAX, H_RBP, V_AT(mxcsr));
+    put_alu_imm(&c, false, 4, H_RAX, (s32)~(MXCSR_FLAGS | MXCSR_PLAIN_CONTROL));
+    put_alu_imm(&c, false, 7, H_RAX, MXCSR_MASKS);
+    u8 *odd = put_jcc(&c, CC_NE);
+    put_rm(&c, false, 0x0fae, 2, H_RBP, V_AT(mxcsr)); /* ldmxcsr */
+    put_mov_imm32(&c, H_RAX, 1);
+    put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(fp) + 8);
+    put_rr(&c, false, 0x85, H_RAX, H_RAX);
+    put1(&c, 0xc3);
+    put_target(odd, c.p);
+    put_rr(&c, false, 0x31, H_RAX, H_RAX);
+    put1(&c, 0xc3);
+
     j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
 }
 
 /* ---- called by translated code ---- */
+
+/* C code runs with the host's own MXCSR. */
+static inline void fp_leave(struct vcpu *v, const struct frame *f)
+{
+    if (f->fp) {
+        v->mxcsr = _mm_getcsr();
+        _mm_setcsr(HOST_MXCSR);
+    }
+}
+static inline void fp_return(struct vcpu *v, struct frame *f)
+{
+    if (!f->fp)
+        return;
+    if (borrow_mxcsr_plain(v->mxcsr))
+        _mm_setcsr(v->mxcsr);
+    else
+        f->fp = 0;
+}
 
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
     const struct insn_row *row = insn_row(i);
+    fp_leave(v, f);
     j->stats.calls++;
     j->stats.row_calls[i->row]++;
     if (row->jit != JIT_CALL) {
@@ -165,11 +201,13 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         return 1;
     }
     f->flags = flags_get(v);
+    fp_return(v, f);
     return 0;
 }
 
 void jit_leave(struct vcpu *v, struct frame *f)
 {
+    fp_leave(v, f);
     v->rip = f->rip;
     v->icount = f->end - (u64)f->left;
     flags_put(v, (u32)f->flags);

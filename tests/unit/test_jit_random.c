@@ -283,6 +283,7 @@ static void load(struct guest *g, bool wide, u64 s)
     for (unsigned r = 0; r < 16; r++)
         for (unsigned q = 0; q < 4; q++)
             v->vec[r].q[q] = rnd();
+    v->mxcsr = below(2) ? 0x1f80 : below(8) ? 0x1f80 | ((u32)rnd() & 0xe07f) : (u32)rnd() & 0xffff;
     v->gpr[RSP] = STACK;
     v->gpr[RBP] = DATA + DATA_SIZE / 2;
     v->gpr[R14] = DATA + DATA_SIZE / 2 + 1;
@@ -317,7 +318,9 @@ static void run_both(struct guest *a, struct guest *b, bool wide, u64 s)
         fail_program(a, b, s, "result");
     if (memcmp(a->v->gpr, b->v->gpr, sizeof(a->v->gpr)))
         fail_program(a, b, s, "register");
-    if (a->v->rip != b->v->rip || cpu_rflags(a->v) != cpu_rflags(b->v) || a->v->icount != b->v->icount)
+    /* After a fault, flags that nothing would have read may differ (docs/jit.md). */
+    bool flags = a->v->activity != ACTIVITY_HLT || a->v->aflags == b->v->aflags;
+    if (a->v->rip != b->v->rip || !flags || a->v->rflags != b->v->rflags || a->v->icount != b->v->icount)
         fail_program(a, b, s, "end");
     if (memcmp(a->v->vec, b->v->vec, sizeof(a->v->vec)) || a->v->mxcsr != b->v->mxcsr)
         fail_program(a, b, s, "vector");
