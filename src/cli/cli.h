@@ -26,7 +26,7 @@ struct command {
     const struct option_row *options; /* ended by a row without a name */
     int (*run)(int argc, char **argv);
 };
-extern const struct command command_run, command_demo, command_list;
+extern const struct command command_run, command_demo, command_list, command_vmcs_check, command_explain;
 
 /* options.c */
 /*

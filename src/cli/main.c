@@ -21,7 +21,7 @@ const struct command command_list = {
     .run = list_command, .summary = "Prints a table of what Nestor knows.",
 };
 
-static const struct command *const commands[] = {&command_run, &command_demo, &command_list};
+static const struct command *const commands[] = {&command_run, &command_demo, &command_list, &command_vmcs_check, &command_explain};
 
 static void help(void)
 {
@@ -29,7 +29,7 @@ static void help(void)
          "usage: nestor COMMAND [OPTION...]\n");
     for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
         const char *end = strchr(commands[i]->summary, '.');
-        printf("  %-6s %.*s\n", commands[i]->name, (int)(end - commands[i]->summary), commands[i]->summary);
+        printf("  %-10s %.*s\n", commands[i]->name, (int)(end - commands[i]->summary), commands[i]->summary);
     }
     puts("\nnestor COMMAND --help tells more; nestor --version prints the version.");
 }

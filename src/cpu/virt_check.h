@@ -15,7 +15,7 @@ enum virt_stage {
     STAGE_MSR_LOAD, /* VMX: exit 34 with the number of the entry; judged once per entry of the list */
 };
 
-#define VIRT_CHECK_FIELDS 8
+#define VIRT_CHECK_FIELDS 15
 
 struct virt_check {
     const char *id;      /* stable name: EXEC_VPID_NONZERO */
@@ -28,6 +28,7 @@ struct virt_check {
     u8 nfields;
     bool (*applies)(const void *snapshot); /* false: not applicable */
     bool (*ok)(const void *snapshot);
+    const char *when_text, *ok_text; /* the two predicates as the table writes them; may be NULL */
 };
 
 enum virt_outcome { CHECK_PASS, CHECK_FAIL, CHECK_NOT_APPLICABLE };

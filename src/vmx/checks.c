@@ -1,4 +1,7 @@
-/* The rows of checks.def made into functions and a table. */
+/*
+ * The rows of checks.def made into functions and a table. Compiled twice: as it is for the processor,
+ * and by checks_tracked.c with CHECKS_TRACKED, where every field and fact a predicate looks at is noted.
+ */
 #include "vmx/vmx.h"
 
 #define BLOCKING_STI 1u
@@ -8,7 +11,20 @@
 #define BLOCKING_ENCLAVE 16u
 
 /* ---- what the rows' expressions are made of ---- */
-#define F(name) (s->f[VMCS_##name])
+#ifdef CHECKS_TRACKED
+static u64 tracked_field(const struct vmx_snapshot *s, unsigned slot)
+{
+    s->reads->fields[slot / 64] |= BIT64(slot % 64);
+    return s->f[slot];
+}
+static void tracked_fact(const struct vmx_snapshot *s, enum vmx_fact fact) { s->reads->facts |= BIT(fact); }
+#define FIELD(slot) tracked_field(s, slot)
+#define FACT(name) (tracked_fact(s, VMX_FACT_##name), s->name)
+#else
+#define FIELD(slot) (s->f[slot])
+#define FACT(name) (s->name)
+#endif
+#define F(name) FIELD(VMCS_##name)
 #define CTL(field, bit) ((bool)(F(field) >> (bit) & 1))
 #define PIN(name) CTL(PIN_BASED_VM_EXEC_CONTROL, PIN_##name)
 #define PRI(name) CTL(CPU_BASED_VM_EXEC_CONTROL, PRI_##name)
@@ -57,11 +73,13 @@ static bool eptp_walk_ok(const struct vmx_caps *c, u64 eptp)
     }
 }
 
+#ifndef CHECKS_TRACKED
 bool vmx_eptp_ok(const struct vmx_caps *c, unsigned maxphyaddr, u64 eptp)
 {
     return eptp_memtype_ok(c, eptp) && eptp_walk_ok(c, eptp) && (!(eptp & BIT64(6)) || c->ept_vpid & VMX_EPT_AD)
         && (!(eptp & BIT64(7)) || c->ept_vpid & VMX_EPT_SSS) && !(eptp & (0xf00 | ~0ull << maxphyaddr));
 }
+#endif
 
 static bool eptp_switching(snap *s) { return SEC(VM_FUNCTIONS) && F(VM_FUNCTION_CONTROL) & BIT64(VMFUNC_EPTP_SWITCHING); }
 
@@ -113,10 +131,10 @@ _Static_assert(VMCS_GUEST_TR_AR_BYTES - VMCS_GUEST_ES_AR_BYTES == SEG_TR && VMCS
 #define SEG_DATA (BIT(SEG_DS) | BIT(SEG_ES) | BIT(SEG_FS) | BIT(SEG_GS))
 #define SEG_CODE_AND_DATA (BIT(SEG_CS) | BIT(SEG_SS) | SEG_DATA)
 
-static u32 ar(snap *s, unsigned n) { return (u32)s->f[VMCS_GUEST_ES_AR_BYTES + n]; }
-static u32 seg_limit(snap *s, unsigned n) { return (u32)s->f[VMCS_GUEST_ES_LIMIT + n]; }
-static u64 seg_base(snap *s, unsigned n) { return s->f[VMCS_GUEST_ES_BASE + n]; }
-static u64 seg_sel(snap *s, unsigned n) { return s->f[VMCS_GUEST_ES_SELECTOR + n]; }
+static u32 ar(snap *s, unsigned n) { return (u32)FIELD(VMCS_GUEST_ES_AR_BYTES + n); }
+static u32 seg_limit(snap *s, unsigned n) { return (u32)FIELD(VMCS_GUEST_ES_LIMIT + n); }
+static u64 seg_base(snap *s, unsigned n) { return FIELD(VMCS_GUEST_ES_BASE + n); }
+static u64 seg_sel(snap *s, unsigned n) { return FIELD(VMCS_GUEST_ES_SELECTOR + n); }
 static unsigned type(snap *s, unsigned n) { return ar(s, n) & AR_TYPE; }
 static unsigned dpl(snap *s, unsigned n) { return AR_DPL(ar(s, n)); }
 static bool usable(snap *s, unsigned n) { return !(ar(s, n) & AR_UNUSABLE); }
@@ -175,7 +193,7 @@ static bool pae_paging(snap *s) { return F(GUEST_CR0) & CR0_PG && F(GUEST_CR4) &
 static bool pdptes_ok(snap *s)
 {
     for (unsigned i = 0; i < 4; i++) {
-        u64 e = SEC(EPT) ? s->f[VMCS_GUEST_PDPTE0 + i] : s->pdpte[i];
+        u64 e = SEC(EPT) ? FIELD(VMCS_GUEST_PDPTE0 + i) : FACT(pdpte)[i];
         if (e & 1 && e & (BITS64(2, 1) | BITS64(8, 5) | beyond_width(s)))
             return false;
     }
@@ -200,6 +218,26 @@ static bool pdptes_ok(snap *s)
 #include "vmx/checks.def"
 #undef CHECK
 
+#ifdef CHECKS_TRACKED
+enum virt_outcome vmx_check_tracked(unsigned row, const struct vmx_snapshot *snapshot, struct vmx_reads *reads)
+{
+    static const struct {
+        bool (*applies)(const void *snapshot);
+        bool (*ok)(const void *snapshot);
+    } tracked[] = {
+#define CHECK(id, section, qual, text, reads, when, check) { applies_##id, ok_##id },
+#include "vmx/checks.def"
+#undef CHECK
+    };
+    struct vmx_snapshot s = *snapshot;
+    s.reads = reads;
+    memset(reads, 0, sizeof(*reads));
+    if (!tracked[row].applies(&s))
+        return CHECK_NOT_APPLICABLE;
+    return tracked[row].ok(&s) ? CHECK_PASS : CHECK_FAIL;
+}
+#else
+
 #define SECTION_EXEC STAGE_CONTROLS, "VM-Execution Control Fields", "27.2.1.1"
 #define SECTION_EXITC STAGE_CONTROLS, "VM-Exit Control Fields", "27.2.1.2"
 #define SECTION_ENTRYC STAGE_CONTROLS, "VM-Entry Control Fields", "27.2.1.3"
@@ -222,17 +260,26 @@ static bool pdptes_ok(snap *s)
 #define ENC5(a, ...) ENC_##a, ENC4(__VA_ARGS__)
 #define ENC6(a, ...) ENC_##a, ENC5(__VA_ARGS__)
 #define ENC7(a, ...) ENC_##a, ENC6(__VA_ARGS__)
-#define NARGS_(a, b, c, d, e, f, g, n, ...) n
-#define NARGS(...) NARGS_(__VA_ARGS__, 7, 6, 5, 4, 3, 2, 1, 0)
+#define ENC8(a, ...) ENC_##a, ENC7(__VA_ARGS__)
+#define ENC9(a, ...) ENC_##a, ENC8(__VA_ARGS__)
+#define ENC10(a, ...) ENC_##a, ENC9(__VA_ARGS__)
+#define ENC11(a, ...) ENC_##a, ENC10(__VA_ARGS__)
+#define ENC12(a, ...) ENC_##a, ENC11(__VA_ARGS__)
+#define ENC13(a, ...) ENC_##a, ENC12(__VA_ARGS__)
+#define ENC14(a, ...) ENC_##a, ENC13(__VA_ARGS__)
+#define ENC15(a, ...) ENC_##a, ENC14(__VA_ARGS__)
+#define NARGS_(a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, n, ...) n
+#define NARGS(...) NARGS_(__VA_ARGS__, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 #define ENCODINGS(...) PASTE(ENC, NARGS(__VA_ARGS__))(__VA_ARGS__)
-#define ROW(id_, qual, stage_, title_, section_, text, reads, n)                                               \
+#define ROW(id_, qual, stage_, title_, section_, text, reads, n, when_, check_)                                \
     { .id = #id_, .stage = stage_, .qualification = qual, .title = title_, .section = section_, .rule = text,   \
-      .fields = { ENCODINGS reads }, .nfields = n, .applies = applies_##id_, .ok = ok_##id_ },
+      .fields = { ENCODINGS reads }, .nfields = n, .applies = applies_##id_, .ok = ok_##id_,                    \
+      .when_text = when_, .ok_text = check_ },
 #define ROW_EXPAND(...) ROW(__VA_ARGS__)
 #define CHECK(id, section, qual, text, reads, when, check)                                                    \
-    ROW_EXPAND(id, qual, SECTION_##section, text, reads, NARGS reads)
+    ROW_EXPAND(id, qual, SECTION_##section, text, reads, NARGS reads, #when, #check)
 static const struct virt_check rows[] = {
 #include "vmx/checks.def"
 };
@@ -251,3 +298,4 @@ const struct virt_check *vmx_check_first_failure(const struct vmx_snapshot *s, e
             return &rows[i];
     return NULL;
 }
+#endif

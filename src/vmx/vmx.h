@@ -134,6 +134,16 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 #define VMX_EPT_INVVPID_SINGLE_NONGLOBAL BIT64(43)
 
 /* ---- entry checks (checks.def, checks.c) ---- */
+/* What a snapshot holds besides fields and capabilities, for those who have only a dump. */
+enum vmx_fact {
+    VMX_FACT_lma, VMX_FACT_vtpr, VMX_FACT_link_word, VMX_FACT_pdpte, VMX_FACT_current_vmcs, VMX_FACT_msr_index,
+    VMX_FACT_msr_reserved, VMX_FACT_msr_writable,
+};
+/* What the predicates of a row have looked at. */
+struct vmx_reads {
+    u64 fields[(VMCS_SLOT_COUNT + 63) / 64];
+    u32 facts; /* bits: enum vmx_fact */
+};
 struct vmx_snapshot {
     const u64 *f; /* by enum vmcs_slot */
     const struct vmx_caps *caps;
@@ -150,10 +160,17 @@ struct vmx_snapshot {
     /* STAGE_MSR_LOAD: the list entry being judged */
     u32 msr_index, msr_reserved;
     bool msr_writable;
+    struct vmx_reads *reads; /* vmx_check_tracked() alone uses it */
 };
 const struct virt_check *vmx_check_table(unsigned *n);
 /* First row of stages @first..@last, in the manual's order, that fails on @s; NULL when all pass. */
 const struct virt_check *vmx_check_first_failure(const struct vmx_snapshot *s, enum virt_stage first, enum virt_stage last);
+
+/*
+ * Row @row of the table, telling in *reads which fields and facts the outcome rests on (checks_tracked.c):
+ * when something of it is unknown, so is the outcome.
+ */
+enum virt_outcome vmx_check_tracked(unsigned row, const struct vmx_snapshot *s, struct vmx_reads *reads);
 
 /* The EPTP rules together, for INVEPT and EPTP switching. */
 bool vmx_eptp_ok(const struct vmx_caps *c, unsigned maxphyaddr, u64 eptp);

@@ -1,0 +1,130 @@
+"""VMCS dumps as KVM prints them, made from a dictionary of fields; a valid state to begin with."""
+
+SEGMENTS = ("CS", "DS", "SS", "ES", "FS", "GS", "LDTR", "TR")
+
+
+def valid():
+    """A 64-bit Linux guest under a 64-bit Linux host, EPT and unrestricted guest on."""
+    f = {
+        "PIN_BASED_VM_EXEC_CONTROL": 0x7F, "CPU_BASED_VM_EXEC_CONTROL": 0xB5A06DFA, "SECONDARY_VM_EXEC_CONTROL": 0x000010EA,
+        "TERTIARY_VM_EXEC_CONTROL": 0, "VM_ENTRY_CONTROLS": 0xD3FF, "VM_EXIT_CONTROLS": 0x2BEFFF,
+        "EXCEPTION_BITMAP": 0x60042, "PAGE_FAULT_ERROR_CODE_MASK": 0, "PAGE_FAULT_ERROR_CODE_MATCH": 0,
+        "VM_ENTRY_INTR_INFO_FIELD": 0, "VM_ENTRY_EXCEPTION_ERROR_CODE": 0, "VM_ENTRY_INSTRUCTION_LEN": 0,
+        "VM_EXIT_INTR_INFO": 0, "VM_EXIT_INTR_ERROR_CODE": 0, "VM_EXIT_INSTRUCTION_LEN": 0,
+        "VM_EXIT_REASON": 0x80000021, "EXIT_QUALIFICATION": 0, "IDT_VECTORING_INFO_FIELD": 0, "IDT_VECTORING_ERROR_CODE": 0,
+        "TSC_OFFSET": 0xFFFFFFF012345678, "TPR_THRESHOLD": 0, "APIC_ACCESS_ADDR": 0, "VIRTUAL_APIC_PAGE_ADDR": 0x10B3A7000,
+        "EPT_POINTER": 0x10A2C905E, "PLE_GAP": 0x80, "PLE_WINDOW": 0x1000, "VIRTUAL_PROCESSOR_ID": 1,
+        "GUEST_CR0": 0x80050033, "CR0_READ_SHADOW": 0x80050033, "CR0_GUEST_HOST_MASK": 0xFFFFFFFFFFFFFFF7,
+        "GUEST_CR4": 0x3726F0, "CR4_READ_SHADOW": 0x3706F0, "CR4_GUEST_HOST_MASK": 0xFFFFFFFFFFFEF871,
+        "GUEST_CR3": 0x2C0A000, "GUEST_RSP": 0xFFFFC90000013E50, "GUEST_RIP": 0xFFFFFFFF81A0B2C4, "GUEST_RFLAGS": 0x246,
+        "GUEST_DR7": 0x400, "GUEST_SYSENTER_ESP": 0xFFFFFE0000003000, "GUEST_SYSENTER_CS": 0x10, "GUEST_SYSENTER_EIP": 0xFFFFFFFF81E01770,
+        "GUEST_GDTR_LIMIT": 0x7F, "GUEST_GDTR_BASE": 0xFFFFFE0000001000, "GUEST_IDTR_LIMIT": 0xFFF, "GUEST_IDTR_BASE": 0xFFFFFE0000000000,
+        "GUEST_IA32_EFER": 0xD01, "GUEST_IA32_PAT": 0x0407050600070106, "GUEST_IA32_DEBUGCTL": 0, "GUEST_PENDING_DBG_EXCEPTIONS": 0,
+        "GUEST_INTERRUPTIBILITY_INFO": 0, "GUEST_ACTIVITY_STATE": 0,
+        "HOST_RIP": 0xFFFFFFFFC0B1D2E0, "HOST_RSP": 0xFFFFC90001A3BC40, "HOST_CS_SELECTOR": 0x10, "HOST_SS_SELECTOR": 0x18,
+        "HOST_DS_SELECTOR": 0, "HOST_ES_SELECTOR": 0, "HOST_FS_SELECTOR": 0, "HOST_GS_SELECTOR": 0, "HOST_TR_SELECTOR": 0x40,
+        "HOST_FS_BASE": 0x7F2A11B3C640, "HOST_GS_BASE": 0xFFFF88846F000000, "HOST_TR_BASE": 0xFFFFFE1A2B3C4000,
+        "HOST_GDTR_BASE": 0xFFFFFE1A2B3C2000, "HOST_IDTR_BASE": 0xFFFFFE0000000000, "HOST_CR0": 0x80050033, "HOST_CR3": 0x10CD2E004,
+        "HOST_CR4": 0x3726F0, "HOST_IA32_SYSENTER_ESP": 0xFFFFFE1A2B3C3200, "HOST_IA32_SYSENTER_CS": 0x10,
+        "HOST_IA32_SYSENTER_EIP": 0xFFFFFFFF82001820, "HOST_IA32_EFER": 0xD01, "HOST_IA32_PAT": 0x0407050600070106,
+    }
+    for s in SEGMENTS:
+        f[f"GUEST_{s}_SELECTOR"] = {"CS": 0x10, "SS": 0x18, "TR": 0x40}.get(s, 0)
+        f[f"GUEST_{s}_AR_BYTES"] = {"CS": 0xA09B, "SS": 0xC093, "TR": 0x8B}.get(s, 0x1C000 if s != "LDTR" else 0x10000)
+        f[f"GUEST_{s}_LIMIT"] = {"LDTR": 0, "TR": 0x4087}.get(s, 0xFFFFFFFF)
+        f[f"GUEST_{s}_BASE"] = {"GS": 0xFFFF88807DC00000, "TR": 0xFFFFFE0000003000}.get(s, 0)
+    return f
+
+
+def kvm_lines(f, layout):
+    """The lines of dump_vmcs. layout 5: 5.4 to 5.11; layout 6: 6.x."""
+    def v(name, width):
+        return f"{f[name]:0{width}x}"
+
+    def seg(s):
+        return (f"{s + ':':6}sel=0x{v(f'GUEST_{s}_SELECTOR', 4)}, attr=0x{v(f'GUEST_{s}_AR_BYTES', 5)}, "
+                f"limit=0x{v(f'GUEST_{s}_LIMIT', 8)}, base=0x{v(f'GUEST_{s}_BASE', 16)}")
+
+    def table(s):
+        return f"{s + ':':6}" + " " * 26 + f"limit=0x{v(f'GUEST_{s}_LIMIT', 8)}, base=0x{v(f'GUEST_{s}_BASE', 16)}"
+
+    secondary = f["SECONDARY_VM_EXEC_CONTROL"] if f["CPU_BASED_VM_EXEC_CONTROL"] >> 31 & 1 else 0
+    out = []
+    if layout == 6:
+        out.append("VMCS 00000000a1b2c3d4, last attempted VM-entry on CPU 3")
+    out.append("*** Guest State ***")
+    for cr in ("CR0", "CR4"):
+        out.append(f"{cr}: actual=0x{v('GUEST_' + cr, 16)}, shadow=0x{v(cr + '_READ_SHADOW', 16)}, gh_mask={v(cr + '_GUEST_HOST_MASK', 16)}")
+    out.append(f"CR3 = 0x{v('GUEST_CR3', 16)}")
+    if "GUEST_PDPTE0" in f:
+        out.append(f"PDPTR0 = 0x{v('GUEST_PDPTE0', 16)}  PDPTR1 = 0x{v('GUEST_PDPTE1', 16)}")
+        out.append(f"PDPTR2 = 0x{v('GUEST_PDPTE2', 16)}  PDPTR3 = 0x{v('GUEST_PDPTE3', 16)}")
+    out.append(f"RSP = 0x{v('GUEST_RSP', 16)}  RIP = 0x{v('GUEST_RIP', 16)}")
+    out.append(f"RFLAGS=0x{v('GUEST_RFLAGS', 8)}         DR7 = 0x{v('GUEST_DR7', 16)}")
+    out.append(f"Sysenter RSP={v('GUEST_SYSENTER_ESP', 16)} CS:RIP={v('GUEST_SYSENTER_CS', 4)}:{v('GUEST_SYSENTER_EIP', 16)}")
+    out += [seg(s) for s in ("CS", "DS", "SS", "ES", "FS", "GS")] + [table("GDTR"), seg("LDTR"), table("IDTR"), seg("TR")]
+    if layout == 5:
+        out.append(f"EFER =     0x{v('GUEST_IA32_EFER', 16)}  PAT = 0x{v('GUEST_IA32_PAT', 16)}")
+    else:
+        loaded = f["VM_ENTRY_CONTROLS"] >> 15 & 1
+        out.append(f"EFER= 0x{v('GUEST_IA32_EFER', 16)}" + ("" if loaded else " (effective)"))
+        out.append(f"PAT = 0x{v('GUEST_IA32_PAT', 16)}")
+    out.append(f"DebugCtl = 0x{v('GUEST_IA32_DEBUGCTL', 16)}  DebugExceptions = 0x{v('GUEST_PENDING_DBG_EXCEPTIONS', 16)}")
+    out.append(f"Interruptibility = {v('GUEST_INTERRUPTIBILITY_INFO', 8)}  ActivityState = {v('GUEST_ACTIVITY_STATE', 8)}")
+    if secondary >> 9 & 1:
+        out.append("InterruptStatus = 0000")
+    out.append("*** Host State ***")
+    out.append(f"RIP = 0x{v('HOST_RIP', 16)}  RSP = 0x{v('HOST_RSP', 16)}")
+    out.append(" ".join(f"{s}={v(f'HOST_{s}_SELECTOR', 4)}" for s in ("CS", "SS", "DS", "ES", "FS", "GS", "TR")))
+    out.append(f"FSBase={v('HOST_FS_BASE', 16)} GSBase={v('HOST_GS_BASE', 16)} TRBase={v('HOST_TR_BASE', 16)}")
+    out.append(f"GDTBase={v('HOST_GDTR_BASE', 16)} IDTBase={v('HOST_IDTR_BASE', 16)}")
+    out.append(f"CR0={v('HOST_CR0', 16)} CR3={v('HOST_CR3', 16)} CR4={v('HOST_CR4', 16)}")
+    out.append(f"Sysenter RSP={v('HOST_IA32_SYSENTER_ESP', 16)} CS:RIP={v('HOST_IA32_SYSENTER_CS', 4)}:{v('HOST_IA32_SYSENTER_EIP', 16)}")
+    if layout == 5:
+        out.append(f"EFER = 0x{v('HOST_IA32_EFER', 16)}  PAT = 0x{v('HOST_IA32_PAT', 16)}")
+    else:
+        out += [f"EFER= 0x{v('HOST_IA32_EFER', 16)}", f"PAT = 0x{v('HOST_IA32_PAT', 16)}"]
+    out.append("*** Control State ***")
+    if layout == 5:
+        out.append(f"PinBased={v('PIN_BASED_VM_EXEC_CONTROL', 8)} CPUBased={v('CPU_BASED_VM_EXEC_CONTROL', 8)} SecondaryExec={secondary:08x}")
+        out.append(f"EntryControls={v('VM_ENTRY_CONTROLS', 8)} ExitControls={v('VM_EXIT_CONTROLS', 8)}")
+    else:
+        out.append(f"CPUBased=0x{v('CPU_BASED_VM_EXEC_CONTROL', 8)} SecondaryExec=0x{secondary:08x} TertiaryExec=0x{v('TERTIARY_VM_EXEC_CONTROL', 16)}")
+        out.append(f"PinBased=0x{v('PIN_BASED_VM_EXEC_CONTROL', 8)} EntryControls={v('VM_ENTRY_CONTROLS', 8)} ExitControls={v('VM_EXIT_CONTROLS', 8)}")
+    out.append(f"ExceptionBitmap={v('EXCEPTION_BITMAP', 8)} PFECmask={v('PAGE_FAULT_ERROR_CODE_MASK', 8)} PFECmatch={v('PAGE_FAULT_ERROR_CODE_MATCH', 8)}")
+    out.append(f"VMEntry: intr_info={v('VM_ENTRY_INTR_INFO_FIELD', 8)} errcode={v('VM_ENTRY_EXCEPTION_ERROR_CODE', 8)} ilen={v('VM_ENTRY_INSTRUCTION_LEN', 8)}")
+    out.append(f"VMExit: intr_info={v('VM_EXIT_INTR_INFO', 8)} errcode={v('VM_EXIT_INTR_ERROR_CODE', 8)} ilen={v('VM_EXIT_INSTRUCTION_LEN', 8)}")
+    out.append(f"        reason={v('VM_EXIT_REASON', 8)} qualification={v('EXIT_QUALIFICATION', 16)}")
+    out.append(f"IDTVectoring: info={v('IDT_VECTORING_INFO_FIELD', 8)} errcode={v('IDT_VECTORING_ERROR_CODE', 8)}")
+    out.append(f"TSC Offset = 0x{v('TSC_OFFSET', 16)}")
+    if f["CPU_BASED_VM_EXEC_CONTROL"] >> 21 & 1:
+        if layout == 5:
+            out.append(f"TPR Threshold = 0x{f['TPR_THRESHOLD']:02x}")
+            out.append(f"virt-APIC addr = 0x{v('VIRTUAL_APIC_PAGE_ADDR', 16)}")
+        else:
+            out.append(f"SVI|RVI = 00|00 TPR Threshold = 0x{f['TPR_THRESHOLD']:02x}")
+            out.append(f"APIC-access addr = 0x{v('APIC_ACCESS_ADDR', 16)} virt-APIC addr = 0x{v('VIRTUAL_APIC_PAGE_ADDR', 16)}")
+    if secondary & 2:
+        out.append(f"EPT pointer = 0x{v('EPT_POINTER', 16)}")
+    out.append(f"PLE Gap={v('PLE_GAP', 8)} Window={v('PLE_WINDOW', 8)}")
+    if secondary >> 5 & 1:
+        out.append(f"Virtual processor ID = 0x{v('VIRTUAL_PROCESSOR_ID', 4)}")
+    return out
+
+
+def dmesg(lines):
+    return "".join(f"[{1234.5 + i / 1000:12.6f}] {line}\n" for i, line in enumerate(lines))
+
+
+def journal(lines):
+    """As journalctl prints it, with lines of other programs in between."""
+    out = ["Nov 21 09:14:01 vmhost systemd[1]: Started Session 12 of User carol.\n"]
+    for i, line in enumerate(lines):
+        out.append(f"Nov 21 09:14:02 vmhost kernel: kvm_intel: {line}\n")
+        if i % 7 == 3:
+            out.append("Nov 21 09:14:02 vmhost qemu-system-x86[4711]: RIP=0000000000001000 CS =0000 reason=none\n")
+    return "".join(out)
+
+
+def mailed(lines):
+    return "On Friday somebody wrote:\r\n" + "".join(f"> <3>[  77.{i:06}]    {line}\r\n" for i, line in enumerate(lines)) + "Any idea?\r\n"
