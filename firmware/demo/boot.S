@@ -149,4 +149,69 @@ vmx_exit_entry:
         pop %rbx
         ret
 
+/*
+ * void svm_enter(struct registers *regs, struct vmcb *vmcb, struct vmcb *host): saves the host's further state
+ * in @host, loads the guest's registers (RAX and RSP are in the VMCB), runs it until its next exit with GIF
+ * clear around it, and returns with both states saved and the host's restored.
+ */
+        .globl svm_enter
+svm_enter:
+        push %rbx
+        push %rbp
+        push %r12
+        push %r13
+        push %r14
+        push %r15
+        push %rdx
+        push %rdi
+        clgi
+        mov %rdx, %rax
+        vmsave
+        mov %rsi, %rax
+        mov 8(%rdi), %rcx
+        mov 16(%rdi), %rdx
+        mov 24(%rdi), %rbx
+        mov 40(%rdi), %rbp
+        mov 48(%rdi), %rsi
+        mov 64(%rdi), %r8
+        mov 72(%rdi), %r9
+        mov 80(%rdi), %r10
+        mov 88(%rdi), %r11
+        mov 96(%rdi), %r12
+        mov 104(%rdi), %r13
+        mov 112(%rdi), %r14
+        mov 120(%rdi), %r15
+        mov 56(%rdi), %rdi
+        vmload
+        vmrun
+        vmsave
+        push %rdi                       /* the guest's */
+        mov 8(%rsp), %rdi
+        mov %rcx, 8(%rdi)
+        mov %rdx, 16(%rdi)
+        mov %rbx, 24(%rdi)
+        mov %rbp, 40(%rdi)
+        mov %rsi, 48(%rdi)
+        pop %rax
+        mov %rax, 56(%rdi)
+        mov %r8, 64(%rdi)
+        mov %r9, 72(%rdi)
+        mov %r10, 80(%rdi)
+        mov %r11, 88(%rdi)
+        mov %r12, 96(%rdi)
+        mov %r13, 104(%rdi)
+        mov %r14, 112(%rdi)
+        mov %r15, 120(%rdi)
+        pop %rdi
+        pop %rax
+        vmload
+        stgi
+        pop %r15
+        pop %r14
+        pop %r13
+        pop %r12
+        pop %rbp
+        pop %rbx
+        ret
+
         .section .note.GNU-stack, "", @progbits

@@ -73,7 +73,7 @@ static void print_counts(unsigned level, const unsigned *count, const char *what
 
 static const struct extension *find_extension(void)
 {
-    return extension_vmx.available() ? &extension_vmx : NULL;
+    return extension_vmx.available() ? &extension_vmx : extension_svm.available() ? &extension_svm : NULL;
 }
 
 void demo_main(unsigned level)

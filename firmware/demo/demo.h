@@ -20,7 +20,7 @@ struct registers {
     uint64_t rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15;
 };
 
-#define MAX_REASONS 80
+#define MAX_REASONS 0xc0
 struct exit_counts {
     unsigned handled[MAX_REASONS];   /* of our guest, by exit reason */
     unsigned reflected[MAX_REASONS]; /* of our guest's guest, handed on to our guest */
@@ -34,7 +34,7 @@ struct extension {
     void (*run_guest)(unsigned level, struct exit_counts *counts);
     const char *(*reason_name)(unsigned reason);
 };
-extern const struct extension extension_vmx;
+extern const struct extension extension_vmx, extension_svm;
 
 void demo_main(unsigned level);
 

@@ -18,7 +18,7 @@ extern u32 log_mask;
 
 static inline bool log_on(enum log_category c) { return unlikely(log_mask & (1u << c)); }
 
-void log_line(enum log_category c, const char *fmt, ...) printf_like(2, 3);
+void log_line(enum log_category c, const char *fmt, ...) printf_like(2, 3) __attribute__((nonnull(2)));
 
 /* Formats only when the category is on. */
 #define log_at(cat, ...)                                                                           \

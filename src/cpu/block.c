@@ -235,9 +235,7 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
         if (!b)
             return block_single(v);
     }
-    struct jump_cache_entry *hint = &mmu_jump_cache(v)[la & ((1u << JUMP_CACHE_BITS) - 1)];
-    hint->rip = la;
-    hint->block = b;
+    mmu_jump_hint(v, la, b);
     return b;
 }
 

@@ -12,8 +12,8 @@
 #include "cpu/state.h"
 
 #define BLOCK_MAX 48
-#define BLOCK_HASH_BITS 15
-#define CODE_PAGE_HASH_BITS 12
+#define BLOCK_HASH_BITS 18 /* booting Linux decodes 150 000 blocks */
+#define CODE_PAGE_HASH_BITS 13
 #define CROSS_BITS 6
 #define ARENA_SIZE (64u << 20)
 
@@ -65,6 +65,7 @@ struct interp {
     struct block *hash[1 << BLOCK_HASH_BITS];
     struct code_page *pages[1 << CODE_PAGE_HASH_BITS];
     struct cross cross[1 << CROSS_BITS];
+    u32 unwinds;                /* since the engine was entered */
     u64 traced[16];             /* registers before the instruction being traced */
     struct interp_stats stats;
     /* A second engine's: @b, which has code, is dead; all blocks are gone. */

@@ -31,9 +31,6 @@
 #define ARENA_SIZE (16u << 20)
 #define THUNK_MAX 256u      /* bytes of code one thunk may take */
 #define HASH_SIZE 4096u
-#define HOST_MXCSR 0x1f80u  /* what the System V ABI starts a process with; C code here relies on it */
-#define MXCSR_MASKS 0x1f80u
-#define MXCSR_FLAGS 0x3fu
 #define MXCSR_CONTROL 0xffc0u
 
 typedef void simd_thunk(struct vcpu *v, void *reg, void *rm, void *vvvv, void *is4);
@@ -209,12 +206,9 @@ static int slot_of(const struct operand *o)
 static const u8 canonical_gpr[SLOT_COUNT] = { RAX, R9, R11, 0 };
 #define CANONICAL_VEC(slot) ((slot) + 1u)
 
-/*
- * Rows that read or write MXCSR: floating-point arithmetic, comparison and conversion. RCP and RSQRT
- * approximations, logic, moves and shuffles do not (SDM vol. 1, 11.5.2 "SIMD Floating-Point
- * Exception Conditions": the instructions each exception names).
- */
-static bool uses_mxcsr(const struct insn_row *row)
+/* RCP and RSQRT approximations, logic, moves and shuffles do not (SDM vol. 1, 11.5.2 "SIMD Floating-Point
+ * Exception Conditions": the instructions each exception names). */
+bool borrow_uses_mxcsr(const struct insn_row *row)
 {
     unsigned op = row->opcode;
     switch (row->map) {
@@ -338,7 +332,7 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
     t->byte_rm = kinds[SLOT_RM] == KIND_GPR8;
     t->mmx_written = (u8)((kinds[SLOT_REG] == KIND_MMX && (access[SLOT_REG] & 2) ? 1 : 0) |
                           (kinds[SLOT_RM] == KIND_MMX && (access[SLOT_RM] & 2) ? 2 : 0));
-    t->mxcsr = uses_mxcsr(row);
+    t->mxcsr = borrow_uses_mxcsr(row);
     if (row->map == 1 && row->opcode == 0x5a && row->pp & 1) /* 66: packed, F2: scalar */
         t->narrowing = row->pp == 3 ? 1 : row->vex && i->vl ? 4 : 2;
     if (t->mem_access)
@@ -642,7 +636,7 @@ static alwaysinline void run_simd(struct vcpu *v, const struct thunk *t, const s
         t->simd(v, o->reg, o->rm, o->vvvv, o->is4);
         return;
     }
-    if (unlikely((v->mxcsr & ~MXCSR_FLAGS & ~0xe040u) != MXCSR_MASKS)) {
+    if (unlikely(!borrow_mxcsr_plain(v->mxcsr))) {
         run_unmasked(v, t, o);
         return;
     }

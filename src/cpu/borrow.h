@@ -15,6 +15,15 @@ void borrow_free(struct vcpu *v);
 struct borrow_stats { unsigned thunks, scratch; size_t code_bytes; };
 struct borrow_stats borrow_stats(const struct vcpu *v);
 
+#define HOST_MXCSR 0x1f80u  /* what the System V ABI starts a process with; C code here relies on it */
+#define MXCSR_MASKS 0x1f80u
+#define MXCSR_FLAGS 0x3fu
+#define MXCSR_PLAIN_CONTROL 0xe040u /* RC, FZ, DAZ */
+/* Whether a row reads or writes MXCSR: floating-point arithmetic, comparison and conversion. */
+bool borrow_uses_mxcsr(const struct insn_row *row);
+/* Every exception is masked, and no bit set that the host may lack: the host may run with this MXCSR. */
+static inline bool borrow_mxcsr_plain(u32 mxcsr) { return (mxcsr & ~MXCSR_FLAGS & ~MXCSR_PLAIN_CONTROL) == MXCSR_MASKS; }
+
 /* ---- x87.c ---- */
 /* Runs one x87 instruction through @run (fxrstor, instruction, fxsave, fninit on a 512-byte image). */
 struct x87_op {

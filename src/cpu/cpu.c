@@ -150,6 +150,7 @@ static void reset_msrs(struct vcpu *v)
     memset(v->misc_msr, 0, sizeof(v->misc_msr));
     /* Linux calls it a firmware bug when an AMD processor's TSC does not count at the P0 frequency. */
     v->misc_msr[SLOT_HWCR] = HWCR_TSC_FREQ_SEL;
+    v->misc_msr[SLOT_TSC_RATIO] = BIT64(32); /* 1.0 */
 }
 
 void cpu_reset(struct vcpu *v)

@@ -10,6 +10,7 @@
  * event belongs to, so that whatever happens (nested fault, VM exit) finds it there.
  */
 #include "base/log.h"
+#include "cpu/msr.h"
 #include "cpu/system.h"
 #include "devices/irq.h"
 
@@ -462,7 +463,8 @@ void cpu_set_shadow(struct vcpu *v, u8 shadow)
     if (v->shadow & shadow)
         return;
     v->shadow |= shadow;
-    cpu_attention(v, ATT_SHADOW);
+    /* STI: a window of guest mode opens when the shadow has passed. */
+    cpu_attention(v, ATT_SHADOW | (v->guest_mode ? ATT_VIRT : 0));
 }
 
 void nmi_unblock(struct vcpu *v)
@@ -551,6 +553,11 @@ static void take_signals(struct vcpu *v, u32 req)
         if (!waiting) {
             if (v->guest_mode)
                 v->virt->init(v);
+            /* APM vol. 2 "VM_CR MSR": R_INIT turns INIT into #SX(1). */
+            if (v->misc_msr[SLOT_VM_CR] & VM_CR_R_INIT) {
+                cpu_attention(v, ATT_IRQ_WINDOW);
+                cpu_raise_error(v, VEC_SX, 1);
+            }
             cpu_init_signal(v);
             v->aging = 0;
             waiting = v->activity == ACTIVITY_WAIT_SIPI;
@@ -574,9 +581,9 @@ static bool interrupt_wanted(struct vcpu *v, u32 req)
 {
     if (!(req & REQ_INTR) || !v->gif || !v->intc_ops || v->intc_ops->peek(v->intc) < 0)
         return false;
-    if ((v->rflags & FL_IF) && !v->shadow)
-        return true;
-    return v->guest_mode && v->virt->interrupt_enabled(v, v->shadow != 0);
+    if (v->guest_mode)
+        return v->virt->interrupt_enabled(v, v->shadow != 0);
+    return (v->rflags & FL_IF) && !v->shadow;
 }
 
 static void take_nmi(struct vcpu *v)

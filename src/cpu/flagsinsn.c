@@ -75,6 +75,7 @@ void insn_sti(struct vcpu *v, const struct insn *i)
         return;
     v->rflags |= FL_IF;
     cpu_set_shadow(v, SHADOW_STI);
+    cpu_rearm(v); /* guest mode: a virtual interrupt may wait for IF */
 }
 
 static void set_ac(struct vcpu *v, bool on)

@@ -7,8 +7,8 @@ static noinline enum run_result run_traced(struct vcpu *v) { return run_loop(v, 
 static enum run_result run(struct vcpu *v)
 {
     int reason = setjmp(v->unwind);
-    if (reason)
-        run_unwound(v, reason);
+    if (run_unwound(v, reason))
+        return RUN_REQUEST;
     return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
 }
 

@@ -18,6 +18,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#define UNWINDS_MAX 65536
+
 /* What lookups depend on besides RIP; refreshed whenever it may have changed. */
 struct context {
     struct jump_cache_entry *hints;
@@ -141,10 +143,9 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
                 }
             }
             const struct insn *i = b->insn, *end = i + b->n;
+            if (unlikely(b->n > v->budget_end - v->icount))
+                end = i + (v->budget_end - v->icount);
         again:;
-            u64 budget = v->budget_end - v->icount;
-            if (unlikely((u64)(end - i) > budget))
-                end = i + budget;
             u64 rip = v->rip;
             ip->current = (struct block *)b;
             ip->start = i;
@@ -165,7 +166,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
                     break;
             }
             v->rip = v->next_rip;
-            v->icount += (u64)(i - ip->start);
+            /* The difference of pointers is a division, which the usual case does without. */
+            v->icount += likely(ip->start == b->insn && i == b->insn + b->n) ? b->n : (u64)(i - ip->start);
             if (unlikely(!b->near || v->icount >= v->budget_end))
                 break;
             continue;
@@ -182,6 +184,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
             if (!boundary(v, &result))
                 return result;
             end = b->insn + b->n;
+            if (unlikely((u64)(end - i) > v->budget_end - v->icount))
+                end = i + (v->budget_end - v->icount);
             struct context now;
             context_load(v, &now);
             if (i < end && v->rip == rip && b->mode == now.mode && now.hints == c.hints && now.cs_base == c.cs_base &&
@@ -195,10 +199,18 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
     }
 }
 
-/* After setjmp(v->unwind) returned @reason: counts what had been done, and delivers. */
-static inline void run_unwound(struct vcpu *v, int reason)
+/*
+ * After setjmp(v->unwind) returned @reason: counts what had been done, and delivers. True: the run loop
+ * must be given its turn. A guest whose exception handlers fault at once retires nothing, so that the
+ * budget alone would never end.
+ */
+static inline bool run_unwound(struct vcpu *v, int reason)
 {
     struct interp *ip = v->interp;
+    if (!reason) {
+        ip->unwinds = 0;
+        return false;
+    }
     if (ip->current && v->insn) { /* instructions before the one that unwound */
         v->icount += (u64)(v->insn - ip->start);
         log_at(insn, "cpu%u %04x:%" PRIx64 " %s unwinds (%d)", v->index, v->seg[SEG_CS].sel, v->rip,
@@ -206,4 +218,5 @@ static inline void run_unwound(struct vcpu *v, int reason)
     }
     ip->current = NULL;
     cpu_handle_unwind(v, reason);
+    return ++ip->unwinds >= UNWINDS_MAX;
 }

@@ -168,6 +168,9 @@ static bool efer_write(struct vcpu *v, u32 msr, u64 value)
         return false;
     if ((value & EFER_SVME) && (v->misc_msr[SLOT_VM_CR] & VM_CR_SVMDIS))
         return false;
+    /* Without SVM nothing could set the global interrupt flag again. */
+    if (v->efer & ~value & EFER_SVME)
+        v->gif = true;
     if (value != v->efer)
         cpu_write_efer(v, value);
     return true;
@@ -351,6 +354,22 @@ static bool vm_cr_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
+/* "SVM_KEY MSR": write-only. Without LOCK it takes the key, with LOCK the right key (not 0) unlocks. */
+static bool svm_key_read(struct vcpu *v, u32 msr, u64 *value)
+{
+    *value = 0;
+    return true;
+}
+
+static bool svm_key_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (!(v->misc_msr[SLOT_VM_CR] & VM_CR_LOCK))
+        v->misc_msr[SLOT_SVM_KEY] = value;
+    else if (value && value == v->misc_msr[SLOT_SVM_KEY])
+        v->misc_msr[SLOT_VM_CR] &= ~VM_CR_LOCK;
+    return true;
+}
+
 static bool vm_hsave_pa_write(struct vcpu *v, u32 msr, u64 value)
 {
     if (value & ~BITS64(v->maxphyaddr - 1, 12))
@@ -421,6 +440,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0xc0000102), .name = "KERNEL_GS_BASE", .feature = FEAT_LM, .rule = MSR_CANONICAL, FIELD(kernel_gs_base)},
     {ONE(0xc0000103), .name = "TSC_AUX", .feature = FEAT_RDTSCP, .feature2 = FEAT_RDPID, FIELD(tsc_aux),
      .write = tsc_aux_write},
+    {ONE(0xc0000104), .name = "TSC_RATIO", .feature = FEAT_TSCRATEMSR, .allowed = BITS64(39, 0), SLOT(TSC_RATIO)},
     /* Counters that never count, as software finds them that looks for a performance-monitoring unit. */
     {.first = 0xc0010000, .last = 0xc0010003, .name = "PERF_EVT_SEL", .who = MSR_AMD, .rule = MSR_IGNORED},
     {.first = 0xc0010004, .last = 0xc0010007, .name = "PERF_CTR", .who = MSR_AMD, .rule = MSR_IGNORED},
@@ -436,6 +456,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0xc0010113), .name = "SMM_MASK", .who = MSR_AMD, .rule = MSR_IGNORED},
     {ONE(0xc0010114), .name = "VM_CR", .feature = FEAT_SVM, SLOT(VM_CR), .write = vm_cr_write},
     {ONE(0xc0010117), .name = "VM_HSAVE_PA", .feature = FEAT_SVM, SLOT(VM_HSAVE_PA), .write = vm_hsave_pa_write},
+    {ONE(0xc0010118), .name = "SVM_KEY", .feature = FEAT_SVM_LOCK, .read = svm_key_read, .write = svm_key_write},
     {ONE(0xc0010140), .name = "OSVW_ID_LENGTH", .feature = FEAT_OSVW, .rule = MSR_IGNORED, .value = 5},
     {ONE(0xc0010141), .name = "OSVW_STATUS", .feature = FEAT_OSVW, .allowed = ~0ull, SLOT(OSVW_STATUS)},
     {ONE(0xc0011029), .name = "DE_CFG", .who = MSR_AMD, .allowed = ~0ull, SLOT(DE_CFG)},

@@ -46,6 +46,8 @@ enum msr_slot {
     SLOT_TOP_MEM,
     SLOT_TOP_MEM2,
     SLOT_OSVW_STATUS,
+    SLOT_TSC_RATIO,
+    SLOT_SVM_KEY,
     SLOT_COUNT
 };
 _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr is too small");

@@ -67,7 +67,7 @@ struct virt_ops {
     void (*nmi)(struct vcpu *v);                                         /* exits, or returns: deliver */
     void (*smi)(struct vcpu *v);
     void (*external_interrupt)(struct vcpu *v);                          /* exits, or returns: deliver if IF */
-    /* Can a physical interrupt be taken now although RFLAGS.IF is 0 (VMX ext-int exiting; SVM V_INTR_MASKING)? */
+    /* Can a physical interrupt be taken now? RFLAGS.IF is not all that decides (VMX external-interrupt exiting; SVM V_INTR_MASKING). */
     bool (*interrupt_enabled)(struct vcpu *v, bool shadow);
     bool (*nmi_enabled)(struct vcpu *v);
     void (*nmi_delivered)(struct vcpu *v);                               /* virtual NMI blocking */

@@ -292,8 +292,8 @@ static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, f
 static enum run_result run(struct vcpu *v)
 {
     int reason = setjmp(v->unwind);
-    if (reason)
-        run_unwound(v, reason);
+    if (run_unwound(v, reason))
+        return RUN_REQUEST;
     return run_plain(v);
 }
 

@@ -151,7 +151,7 @@ static int read_log_line(struct vmcs_dump *d, char *line, int part, unsigned num
         /* EFER that the entry does not load from the VMCS is printed too, and says so. */
         if (k->slot == VMCS_GUEST_IA32_EFER && (strstr(at, "(effective)") || strstr(at, "(autoload)")))
             continue;
-        u64 value;
+        u64 value = 0;
         const char *end = read_hex(at + strlen(k->key), &value);
         if (!end || (*end && word_byte(*end)))
             continue; /* noise that looks like the key */
@@ -388,7 +388,7 @@ static int json_object(struct json *j, struct vmcs_dump *d)
     if (json_take(j, '}'))
         return j->depth--, 0;
     do {
-        u64 value;
+        u64 value = 0;
         if (json_string(j, name, sizeof(name)))
             return -1;
         if (!json_take(j, ':'))

@@ -76,13 +76,25 @@ static const struct {
     {"Event Injection", "27.6", {VMCS_VM_ENTRY_INTR_INFO_FIELD, VMCS_VM_ENTRY_EXCEPTION_ERROR_CODE, VMCS_VM_ENTRY_INSTRUCTION_LEN}, 3},
 };
 
+/* Whether the entry loads this field at all. */
+static bool loaded(const struct vmx *x, unsigned slot)
+{
+    u64 controls = x->f[VMCS_VM_ENTRY_CONTROLS];
+    unsigned control = vmcs_fields[slot].control;
+    if (slot == VMCS_GUEST_DR7 || slot == VMCS_GUEST_IA32_DEBUGCTL)
+        return controls & BIT64(ENTRY_LOAD_DEBUG);
+    if (control < CTL_COUNT && vmx_controls[control].word == WORD_ENTRY)
+        return controls >> vmx_controls[control].bit & 1;
+    return vmcs_exists(&x->caps, slot);
+}
+
 static void print_phase(const struct vcpu *v, unsigned n, FILE *out)
 {
     const struct vmx *x = v->vmx;
     fprintf(out, "load: \"%s\" (SDM volume 3, %s)\n", phases[n].title, phases[n].section);
     for (unsigned i = 0; i < phases[n].n; i++) {
         unsigned slot = phases[n].slots[i];
-        if (vmcs_exists(&x->caps, slot))
+        if (loaded(x, slot))
             fprintf(out, "    %s = 0x%" PRIx64 "\n", vmcs_fields[slot].name, x->f[slot]);
     }
 }

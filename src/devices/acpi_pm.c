@@ -72,6 +72,16 @@ void acpi_pm_event(struct acpi_pm *pm, enum acpi_pm1_event event)
     refresh(pm);
 }
 
+bool acpi_pm_wants_wake(const struct acpi_pm *pm)
+{
+    if (pm->sts & pm->en & (BIT(PM1_RTC) | BIT(PM1_PWRBTN) | BIT(PM1_SLPBTN)))
+        return true;
+    for (unsigned i = 0; i < ACPI_GPE0_LEN / 2; i++)
+        if (pm->gpe[i] & pm->gpe[i + ACPI_GPE0_LEN / 2])
+            return true;
+    return false;
+}
+
 void acpi_pm_gpe(struct acpi_pm *pm, unsigned n)
 {
     if (n >= 8 * ACPI_GPE0_LEN / 2)

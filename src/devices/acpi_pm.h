@@ -40,6 +40,8 @@ void acpi_pm_free(struct acpi_pm *pm);
 void acpi_pm_on_s3(struct acpi_pm *pm, void (*suspend)(void *opaque), void *opaque);
 /* Sets a PM1 status bit (power button, RTC alarm, wake) and raises the SCI where it is enabled. */
 void acpi_pm_event(struct acpi_pm *pm, enum acpi_pm1_event event);
+/* Has an event come that is enabled to wake the machine? */
+bool acpi_pm_wants_wake(const struct acpi_pm *pm);
 /* Sets a general-purpose event, 0..15. */
 void acpi_pm_gpe(struct acpi_pm *pm, unsigned n);
 /* Loaders that skip the firmware hand over with SCI_EN already set. */

@@ -31,9 +31,11 @@ struct frame {
     u64 end;   /* v->budget_end that .left counts from */
     u64 temp, temp2;
     struct jit *jit;
+    u64 fp;    /* the host's MXCSR is the guest's */
+    u64 spare;
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
-_Static_assert(sizeof(struct frame) == 64, "what the trampoline reserves");
+_Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
 
 /* What a call of a body is told besides the instruction: packed in one register. */
 #define INFO(off, idx, n) ((u32)(off) | (u32)(idx) << 12 | (u32)(n) << 20)
@@ -63,10 +65,19 @@ struct block_links {
 
 #define LINK_MAX (1u << 18)
 
+/* Part of a block, for lock-step. */
+#define PARTS (1u << 16)
+struct part {
+    const struct block *b;
+    u16 first, count;
+    u32 size;
+    u8 *code;
+};
+
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
     size_t size, used, base; /* base: behind the stubs */
-    u8 *enter, *call, *exit; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *fp; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
@@ -74,11 +85,9 @@ struct jit {
     u32 links;
     u32 pending;        /* the link that left translated code last */
     bool slow;          /* a body was called */
-    u8 *region;         /* the last translated region */
-    size_t region_size;
-    struct block *region_block;
-    unsigned region_first, region_count;
-    u64 region_host;
+    bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
+    struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
+    const struct part *part; /* that ran last */
     struct jit_stats stats;
 };
 

@@ -9,12 +9,16 @@
  */
 #include "jit/internal.h"
 #include "base/log.h"
+#include "cpu/borrow.h"
 #include "cpu/interp_loop.h"
+#include "cpu/models.h"
 #include "cpu/ops_flags.h"
 
+#include <cpuid.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xmmintrin.h>
 
 #define HEAT 16
 #define BLOCK_CODE_MAX 32768u /* more than any block can make */
@@ -126,16 +130,50 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    /* Loads the guest's MXCSR, unless that is not plain: ZF. */
+    j->fp = c.p;
+    put_rm(&c, false, 0x8b, H_RAX, H_RBP, V_AT(mxcsr));
+    put_alu_imm(&c, false, 4, H_RAX, (s32)~(MXCSR_FLAGS | MXCSR_PLAIN_CONTROL));
+    put_alu_imm(&c, false, 7, H_RAX, MXCSR_MASKS);
+    u8 *odd = put_jcc(&c, CC_NE);
+    put_rm(&c, false, 0x0fae, 2, H_RBP, V_AT(mxcsr)); /* ldmxcsr */
+    put_mov_imm32(&c, H_RAX, 1);
+    put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(fp) + 8);
+    put_rr(&c, false, 0x85, H_RAX, H_RAX);
+    put1(&c, 0xc3);
+    put_target(odd, c.p);
+    put_rr(&c, false, 0x31, H_RAX, H_RAX);
+    put1(&c, 0xc3);
+
     j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
 }
 
 /* ---- called by translated code ---- */
+
+/* C code runs with the host's own MXCSR. */
+static inline void fp_leave(struct vcpu *v, const struct frame *f)
+{
+    if (f->fp) {
+        v->mxcsr = _mm_getcsr();
+        _mm_setcsr(HOST_MXCSR);
+    }
+}
+static inline void fp_return(struct vcpu *v, struct frame *f)
+{
+    if (!f->fp)
+        return;
+    if (borrow_mxcsr_plain(v->mxcsr))
+        _mm_setcsr(v->mxcsr);
+    else
+        f->fp = 0;
+}
 
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
     const struct insn_row *row = insn_row(i);
+    fp_leave(v, f);
     j->stats.calls++;
     j->stats.row_calls[i->row]++;
     if (row->jit != JIT_CALL) {
@@ -163,11 +201,13 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         return 1;
     }
     f->flags = flags_get(v);
+    fp_return(v, f);
     return 0;
 }
 
 void jit_leave(struct vcpu *v, struct frame *f)
 {
+    fp_leave(v, f);
     v->rip = f->rip;
     v->icount = f->end - (u64)f->left;
     flags_put(v, (u32)f->flags);
@@ -220,7 +260,8 @@ static void cache_empty(struct jit *j)
     j->links = 1;
     j->pending = 0;
     j->patched = true;
-    j->region_block = NULL;
+    if (j->parts)
+        memset(j->parts, 0, PARTS * sizeof(*j->parts));
     j->stats.flushes++;
 }
 
@@ -248,7 +289,7 @@ static bool mode_ok(const struct vcpu *v)
         return true;
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
-           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_CS) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
+           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
 
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
@@ -326,18 +367,22 @@ static enum run_result run(struct vcpu *v)
     struct jit *j = v->jit;
     int reason = setjmp(v->unwind);
     j->pending = 0;
-    if (reason)
-        run_unwound(v, reason);
+    if (run_unwound(v, reason))
+        return RUN_REQUEST;
     return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
 }
 
 /* ---- lock-step ---- */
 
-bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count)
 {
     struct jit *j = v->jit;
-    if (!mode_ok(v))
-        return false;
+    if (!j->parts && !(j->parts = calloc(PARTS, sizeof(*j->parts))))
+        panic("out of memory");
+    u64 hash = ((u64)(uintptr_t)b + first * 64 + count) * 0x9e3779b97f4a7c15ull;
+    struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
+    if (r->b == b && r->first == first && r->count == count && b->host)
+        return r;
     if (j->used + BLOCK_CODE_MAX > j->size)
         cache_empty(j);
     struct block_links links = {0};
@@ -345,10 +390,22 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
     struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true};
     if (!translate(&q, &c, &links))
+        return NULL;
+    size_t end = (size_t)(c.p - j->rw);
+    j->used = (end + 63) & ~(size_t)63;
+    *r = (struct part){b, (u16)first, (u16)count, (u32)(end - start), j->rx + start};
+    return r;
+}
+
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+{
+    struct jit *j = v->jit;
+    if (!mode_ok(v))
         return false;
-    j->region = j->rx + start;
-    j->region_size = (size_t)(c.p - (j->rw + start));
-    j->used = (start + j->region_size + 63) & ~(size_t)63;
+    const struct part *r = part_of(v, b, first, count);
+    if (!r)
+        return false;
+    j->part = r;
     if (j->patched) {
         j->serialise();
         j->patched = false;
@@ -361,7 +418,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     j->slow = false;
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
-    enter(v, &f, j->region);
+    enter(v, &f, r->code);
     v->icount = icount;
     *slow = j->slow;
     return true;
@@ -370,8 +427,8 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
 const u8 *jit_region_code(const struct vcpu *v, size_t *size)
 {
     const struct jit *j = v->jit;
-    *size = j->region_size;
-    return j->region;
+    *size = j->part->size;
+    return j->part->code;
 }
 
 /* ---- life ---- */
@@ -385,6 +442,7 @@ static void detach(struct vcpu *v)
         if (j->rx)
             munmap(j->rx, j->size);
         free(j->link);
+        free(j->parts);
         free(j->stats.row_calls);
         free(j->stats.row_slow);
         free(j);
@@ -411,14 +469,29 @@ static bool map_arena(struct jit *j, size_t size)
     return j->rw && j->rx;
 }
 
-static int attach(struct vcpu *v)
+static void ask_host(struct jit *j)
+{
+    for (unsigned f = 0; f < FEAT_COUNT; f++) {
+        const struct cpu_feature_info *info = &cpu_feature_info[f];
+        u32 r[4];
+        if (f == FEAT_NONE) {
+            j->host_has[f] = true;
+        } else if (info->leaf <= __get_cpuid_max(info->leaf & 0x80000000u, NULL)) {
+            __cpuid_count(info->leaf, info->subleaf, r[0], r[1], r[2], r[3]);
+            j->host_has[f] = r[info->reg] >> info->bit & 1;
+        }
+    }
+}
+
+static int attach_with(struct vcpu *v, u32 heat)
 {
     struct jit *j = calloc(1, sizeof(*j));
     v->jit = j;
     v->interp = interp_new();
     if (j && v->interp) {
-        j->heat = HEAT;
+        j->heat = heat;
         j->links = 1;
+        ask_host(j);
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
@@ -434,6 +507,9 @@ static int attach(struct vcpu *v)
     return -1;
 }
 
+static int attach(struct vcpu *v) { return attach_with(v, HEAT); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1); }
+
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {
     if (v->interp)
@@ -445,6 +521,15 @@ static bool holds_code(struct vcpu *v, pa_t pa) { return v->interp && block_page
 const struct engine engine_jit = {
     .name = "jit",
     .attach = attach,
+    .detach = detach,
+    .run = run,
+    .code_written = code_written,
+    .holds_code = holds_code,
+};
+
+const struct engine engine_jit_eager = {
+    .name = "jit-eager",
+    .attach = attach_eager,
     .detach = detach,
     .run = run,
     .code_written = code_written,

@@ -32,6 +32,9 @@ struct jit_stats {
 /* NULL when another engine runs @v. */
 const struct jit_stats *jit_stats(const struct vcpu *v);
 
+/* The JIT without patience: translates what it is to run for the first time. For tests. */
+extern const struct engine engine_jit_eager;
+
 /* ---- lock-step ---- */
 /* Whether the translation of @i is code of its own, not a call of the body. */
 bool jit_native(const struct vcpu *v, const struct insn *i);

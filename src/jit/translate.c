@@ -13,6 +13,7 @@
  * Where none matter, a fault shows the flags that were saved last: the design's one liberty.
  */
 #include "jit/internal.h"
+#include "cpu/borrow.h"
 #include "cpu/isa/encode.h"
 
 enum flag_state { FL_MEMORY, FL_HOST, FL_BOTH, FL_NOWHERE };
@@ -24,6 +25,7 @@ struct slow {
     bool load_flags; /* EFLAGS must hold the flags at @back */
     u16 off;
     u8 idx;
+    u16 vec_store, vec_load; /* XMM registers that only the host holds at the branch; that it must hold at @back */
     u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
 };
 
@@ -44,6 +46,8 @@ struct tr {
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
+    u16 vec_valid, vec_dirty; /* XMM registers that the host holds; of which struct vcpu has not got the value */
+    bool simd_checked, fp_checked;
 };
 
 /* ---- flags ---- */
@@ -126,13 +130,37 @@ static void flags_written(struct tr *t, u32 writes)
         t->flags = FL_HOST;
 }
 
+/* ---- vector registers: in the host's of the same number from first use to the end of the block ---- */
+
+static void vec_moves(struct tr *t, u16 set, bool load)
+{
+    for (unsigned n = 0; n < 16; n++)
+        if (set & BIT(n)) /* movaps */
+            put_rm(t->c, false, load ? 0x0f28 : 0x0f29, n, H_RBP, V_AT(vec) + (s32)(n * sizeof(union vec_reg)));
+}
+static void vec_read(struct tr *t, unsigned n)
+{
+    vec_moves(t, (u16)(BIT(n) & ~t->vec_valid), true);
+    t->vec_valid |= (u16)BIT(n);
+}
+static void vec_written(struct tr *t, unsigned n)
+{
+    t->vec_valid |= (u16)BIT(n);
+    t->vec_dirty |= (u16)BIT(n);
+}
+static void vec_flush(struct tr *t)
+{
+    vec_moves(t, t->vec_dirty, false);
+    t->vec_dirty = 0;
+}
+
 /* ---- slow paths ---- */
 
 static struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
         t->cur = &t->slow[t->nslow++];
-        *t->cur = (struct slow){.off = (u16)t->off, .idx = (u8)t->idx};
+        *t->cur = (struct slow){.off = (u16)t->off, .idx = (u8)t->idx, .vec_store = t->vec_dirty};
     }
     return t->cur;
 }
@@ -151,6 +179,7 @@ static void slow_back(struct tr *t)
     if (!t->cur)
         return;
     t->cur->back = t->c->p;
+    t->cur->vec_load = t->vec_valid;
     t->cur->load_flags = t->flags == FL_HOST || t->flags == FL_BOTH;
     t->cur = NULL;
 }
@@ -174,6 +203,7 @@ static void emit_slow_paths(struct tr *t)
         struct slow *s = &t->slow[n];
         for (unsigned k = 0; k < s->n; k++)
             put_target(s->from[k], t->c->p);
+        vec_moves(t, s->vec_store, false);
         emit_body_call(t, s->idx, s->off);
         if (s->leave) { /* a branch: its body has set next_rip */
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
@@ -181,6 +211,7 @@ static void emit_slow_paths(struct tr *t)
             emit_exit(t, s->leave - 1u);
             continue;
         }
+        vec_moves(t, s->vec_load, true);
         if (s->load_flags)
             flags_load(t);
         put_jmp_to(t->c, s->back);
@@ -211,7 +242,7 @@ static bool ea_possible(bool wide, const struct insn *i)
 {
     if (i->adsize == 2 || (i->flags & INSN_VSIB))
         return false;
-    if (!wide && (i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
         return false;
     s64 room = 1 << 16;
     return fits32(i->disp - room) && fits32(i->disp + room);
@@ -361,8 +392,29 @@ enum kind {
 };
 
 /* Operands of a row that K_COPY can place. */
+static bool vector_possible(bool wide, const struct insn *i, const struct insn_row *row)
+{
+    if (row->vex || row->checks & ~(u32)(CHK_SSE | CHK_ALIGN16 | CHK_ALIGN_MM | CHK_ONLY64) || (i->flags & INSN_LOCK) ||
+        (row->map == 3 && row->opcode >= 0x60 && row->opcode <= 0x63)) /* implicit registers */
+        return false;
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        switch (o->kind) {
+        case OPND_VEC_REG: case OPND_VEC_RM: case OPND_VEC_FIXED: case OPND_GPR_REG: case OPND_GPR_RM: case OPND_MEM: case OPND_IMM:
+            break;
+        default:
+            return false;
+        }
+        if (o->kind == OPND_GPR_RM && o->size == 1 && !(i->flags & INSN_MEM) && (i->rm8 & 7))
+            return false;
+    }
+    return !(i->flags & INSN_MEM) || ea_possible(wide, i);
+}
+
 static bool copy_possible(bool wide, const struct insn *i, const struct insn_row *row)
 {
+    if (row->checks & CHK_SSE)
+        return !row->intercept && vector_possible(wide, i, row);
     if (row->checks & ~(u32)(CHK_LOCK | CHK_ONLY64 | CHK_NO64) || row->intercept)
         return false;
     if (row->checks & CHK_NO64)
@@ -428,10 +480,13 @@ static bool cmpxchg_possible(bool wide, const struct insn *i)
     return rm_placed(wide, i, byte) && (byte ? !(i->reg8 & 7) && in_host(i->reg8 / 8u) : in_host(i->reg));
 }
 
-static enum kind kind_of(bool wide, const struct insn *i)
+static enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     if (row->jit == JIT_CALL || row->intercept || row->vex == 2)
+        return K_CALL;
+    /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
+    if (!j->host_has[row->feature] || !j->host_has[row->feature2])
         return K_CALL;
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7, stack = wide ? 8 : 4;
     bool memory = i->flags & INSN_MEM;
@@ -445,7 +500,7 @@ static enum kind kind_of(bool wide, const struct insn *i)
         case 0xa8: case 0xa9:
             return K_ACCUMULATOR;
         case 0xa0: case 0xa1: case 0xa2: case 0xa3:
-            return !wide && (i->seg == SEG_FS || i->seg == SEG_GS) ? K_CALL : i->adsize == 2 ? K_CALL : K_MOFFS;
+            return !wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS) ? K_CALL : i->adsize == 2 ? K_CALL : K_MOFFS;
         case 0x8d:
             return i->adsize == 2 || !fits32(i->disp - 65536) || !fits32(i->disp + 65536) ? K_CALL : K_LEA;
         case 0x90:
@@ -499,6 +554,72 @@ static enum kind kind_of(bool wide, const struct insn *i)
 
 /* ---- copies ---- */
 
+/* Legacy SSE: may it run, with the guest's MXCSR where that matters, and its registers in the host's. */
+static void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e)
+{
+    struct code_buf *c = t->c;
+    const struct insn_row *row = insn_row(i);
+    bool fp = borrow_uses_mxcsr(row);
+    if (!t->simd_checked || (fp && !t->fp_checked)) {
+        if (t->live | t->need)
+            flags_keep(t);
+        flags_disturb(t);
+    }
+    if (!t->simd_checked) {
+        put_rm(c, false, 0xf6, 0, H_RBP, V_AT(simd_ok)), put1(c, BIT(2)); /* test byte [simd_ok], SSE */
+        slow_if(t, CC_E);
+        t->simd_checked = true;
+    }
+    if (fp && !t->fp_checked) {
+        put_alu_imm_mem(c, false, 7, H_RSP, F_AT(fp), 0);
+        u8 *loaded = put_jcc(c, CC_NE);
+        put_call_to(c, t->j->fp);
+        slow_if(t, CC_E);
+        put_target(loaded, c->p);
+        /* Not known for good: the slow path comes back with exceptions still unmasked. */
+        t->fp_checked = false;
+    }
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        bool whole = o->access == 2 && o->size == 16;
+        switch (o->kind) {
+        case OPND_VEC_REG:
+            e->reg = i->reg & 15;
+            if (!whole)
+                vec_read(t, e->reg);
+            break;
+        case OPND_VEC_RM:
+            if (i->flags & INSN_MEM)
+                break;
+            e->rm = i->rm & 15;
+            if (!whole)
+                vec_read(t, e->rm);
+            break;
+        case OPND_VEC_FIXED:
+            vec_read(t, 0);
+            break;
+        }
+    }
+    if (row->map == 2 && (row->opcode == 0x10 || row->opcode == 0x14 || row->opcode == 0x15 || row->opcode == 0xcb))
+        vec_read(t, 0); /* XMM0, whether or not the row lists it */
+}
+
+static void vector_end(struct tr *t, const struct insn *i)
+{
+    const struct insn_row *row = insn_row(i);
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        if (!(o->access & 2))
+            continue;
+        if (o->kind == OPND_VEC_REG)
+            vec_written(t, i->reg & 15);
+        else if (o->kind == OPND_VEC_RM && !(i->flags & INSN_MEM))
+            vec_written(t, i->rm & 15);
+        else if (o->kind == OPND_VEC_FIXED)
+            vec_written(t, 0);
+    }
+}
+
 /*
  * Byte operands AH..BH, and operands that live in memory, are placed in RAX (ModRM.reg) or RCX
  * (ModRM.rm), where every byte can be named without REX.
@@ -520,12 +641,14 @@ static void emit_copy(struct tr *t, const struct insn *i)
             r_reg = o->size == 1 ? i->reg8 / 8u : i->reg;
             e.high_reg = o->size == 1 && (i->reg8 & 7);
             break;
-        case OPND_GPR_RM: case OPND_MEM: case OPND_GPR_OP:
+        case OPND_GPR_RM: case OPND_MEM: case OPND_GPR_OP: case OPND_VEC_RM:
             if (o->kind != OPND_GPR_OP && (i->flags & INSN_MEM)) {
                 mem_size = operand_bytes(i, n);
                 mem_access = o->access;
                 break;
             }
+            if (o->kind == OPND_VEC_RM)
+                break;
             rm = o;
             r_rm = o->size == 1 ? i->rm8 / 8u : i->rm;
             e.high_rm = o->size == 1 && (i->rm8 & 7);
@@ -539,6 +662,8 @@ static void emit_copy(struct tr *t, const struct insn *i)
         }
     }
     high = e.high_reg || e.high_rm;
+    if (row->checks & CHK_SSE)
+        vector_begin(t, i, &e);
     struct mem m;
     if (mem_access) {
         struct ea ea;
@@ -547,8 +672,12 @@ static void emit_copy(struct tr *t, const struct insn *i)
         if (cl) { /* RCX is for the count */
             put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, 0, m.disp);
             m = (struct mem){H_RAX, H_NONE, 0};
-        } else if (high || locked) {
+        } else if (high || locked || row->checks & CHK_ALIGN16) {
             mem_to_rcx(t, &m);
+        }
+        if (row->checks & CHK_ALIGN16) {
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, 15); /* test cl, 15 */
+            slow_if(t, CC_NE);
         }
         if (locked && mem_size > 1) { /* no split locks on the host */
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
@@ -569,13 +698,17 @@ static void emit_copy(struct tr *t, const struct insn *i)
         flags_want(t);
     }
     bool reg_scratch = reg && (high || !in_host(r_reg)), rm_scratch = rm && (high || !in_host(r_rm));
-    unsigned rm_in = cl ? H_RAX : H_RCX;
+    /* Two bytes of one register must not become two copies of it. */
+    bool one = high && reg && rm && r_reg == r_rm;
+    unsigned rm_in = cl || one ? H_RAX : H_RCX;
     if (reg) {
         e.reg = reg_scratch ? H_RAX : host_of[r_reg];
         if (reg_scratch)
             reg_load(t, H_RAX, r_reg);
     }
-    if (rm) {
+    if (one) {
+        e.rm = H_RAX;
+    } else if (rm) {
         e.rm = (u8)(rm_scratch ? rm_in : host_of[r_rm]);
         if (rm_scratch)
             reg_load(t, rm_in, r_rm);
@@ -587,9 +720,11 @@ static void emit_copy(struct tr *t, const struct insn *i)
     if (!len)
         panic("jit: %s %s (%s) cannot be re-encoded", row->mnemonic, row->operands, row->encoding);
     put_bytes(c, code, len);
-    if (reg_scratch && (reg->access & 2))
+    if (row->checks & CHK_SSE)
+        vector_end(t, i);
+    if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
         reg_store(t, r_reg, H_RAX);
-    if (rm_scratch && (rm->access & 2))
+    if (rm_scratch && !one && (rm->access & 2))
         reg_store(t, r_rm, rm_in);
 }
 
@@ -1077,6 +1212,8 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     flags_keep(t);
     emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
+    t->vec_valid = 0;
+    t->simd_checked = t->fp_checked = false;
     t->j->stats.called++;
     bool leave = !t->wide && loads_segment(i);
     if (!last && !leave)
@@ -1099,7 +1236,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
 static bool emit_insn(struct tr *t, bool last)
 {
     const struct insn *i = t->i;
-    enum kind k = kind_of(t->wide, i);
+    enum kind k = kind_of(t->j, t->wide, i);
     u32 reads, writes;
     flag_effects(i, k != K_CALL, &reads, &writes);
     t->live = unpack(t->live_after[t->idx]);
@@ -1107,6 +1244,8 @@ static bool emit_insn(struct tr *t, bool last)
     t->live &= ~writes; /* what a check before the write must not lose */
     t->cur = NULL;
     t->j->stats.insns++;
+    if (k == K_CALL || (k >= K_JCC && k <= K_RET))
+        vec_flush(t);
     switch (k) {
     case K_CALL:
         emit_call_of_body(t, i, last);
@@ -1151,7 +1290,7 @@ static void liveness(struct tr *t, unsigned end)
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
-        flag_effects(i, kind_of(t->wide, i) != K_CALL, &reads, &writes);
+        flag_effects(i, kind_of(t->j, t->wide, i) != K_CALL, &reads, &writes);
         live = (live & ~writes) | reads;
     }
 }
@@ -1180,6 +1319,7 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     }
     if (!ended) { /* on to what follows */
         flags_keep(&t);
+        vec_flush(&t);
         t.cur = NULL;
         t.idx = end - 1;
         if (q->region) {
@@ -1202,4 +1342,4 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     return !c->full;
 }
 
-bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->code_mode == CODE_64, i) != K_CALL; }
+bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL; }

@@ -116,10 +116,12 @@ static void pci_routing(struct aml *a)
 
 static u32 write_dsdt(struct builder *b)
 {
+    static const u64 s3[4] = {ACPI_SLP_TYP_S3, ACPI_SLP_TYP_S3, 0, 0};
     static const u64 s5[4] = {ACPI_SLP_TYP_S5, ACPI_SLP_TYP_S5, 0, 0};
     u8 code[8192];
     struct aml a;
     aml_init(&a, code, sizeof(code));
+    aml_name_package(&a, "_S3_", s3, 4);
     aml_name_package(&a, "_S5_", s5, 4);
     aml_scope(&a, "\\_SB_");
 
@@ -162,12 +164,15 @@ static u32 write_dsdt(struct builder *b)
     return finish(b);
 }
 
+u32 acpi_waking_vector(struct physmap *pm) { return (u32)physmap_load(pm, MAP_ACPI + 12, 4); }
+
+/* The first table in the area: acpi_waking_vector() relies on it. */
 static u32 write_facs(struct builder *b)
 {
     b->used = (b->used + 63) & ~(size_t)63;
     size_t at = b->used;
     u8 facs[64] = {'F', 'A', 'C', 'S', 64};
-    facs[32] = 2; /* version */
+    facs[32] = 0; /* version: without X_Firmware_Waking_Vector, so that waking is always into real mode */
     put(b, facs, sizeof(facs));
     return (u32)(MAP_ACPI + at);
 }

@@ -77,6 +77,30 @@ static void request_exit(struct board *b, int status)
     interrupt_slice(m);
 }
 
+/*
+ * A local APIC's wires to its processor. Whoever runs now has usually just sent the message and will
+ * spin until it is answered: its slice ends soon, so that the answer does not take a whole round.
+ */
+#define AFTER_MESSAGE 256
+static void hand_over(void *cpu)
+{
+    struct nestor *m = ((struct vcpu *)cpu)->machine;
+    struct vcpu *v = m->running;
+    if (v && v != cpu && v->budget_end > v->icount + AFTER_MESSAGE)
+        v->budget_end = v->icount + AFTER_MESSAGE;
+}
+static void pin_intr(void *cpu, bool asserted)
+{
+    vcpu_pins.intr(cpu, asserted);
+    if (asserted)
+        hand_over(cpu);
+}
+static void pin_nmi(void *cpu) { vcpu_pins.nmi(cpu), hand_over(cpu); }
+static void pin_smi(void *cpu) { vcpu_pins.smi(cpu), hand_over(cpu); }
+static void pin_init(void *cpu) { vcpu_pins.init(cpu), hand_over(cpu); }
+static void pin_sipi(void *cpu, u8 vector) { vcpu_pins.sipi(cpu, vector), hand_over(cpu); }
+static const struct cpu_pins pins = {pin_intr, pin_nmi, pin_smi, pin_init, pin_sipi};
+
 static u64 cpu_tsc_callback(void *cpu) { return cpu_tsc(cpu); }
 static u64 cpu_tsc_to_ns_callback(void *cpu, u64 tsc) { return cpu_tsc_to_ns(cpu, tsc); }
 
@@ -137,7 +161,7 @@ static int add_lapics(struct nestor *m, struct error *err)
         struct vcpu *v = m->cpu[i];
         struct lapic_config c = {
             .id = i, .bsp = i == 0, .x2apic = cpu_has(v, FEAT_X2APIC), .tsc_deadline = cpu_has(v, FEAT_TSC_DEADLINE),
-            .phys_bits = v->maxphyaddr, .pins = vcpu_pins, .cpu = v,
+            .phys_bits = v->maxphyaddr, .pins = pins, .cpu = v,
             .tsc = cpu_tsc_callback, .tsc_to_ns = cpu_tsc_to_ns_callback,
         };
         d->lapic[i] = lapic_new(&m->board, d->apic_bus, &c, err);
@@ -147,6 +171,15 @@ static int add_lapics(struct nestor *m, struct error *err)
     }
     return 0;
 }
+
+static void suspend(void *opaque)
+{
+    struct nestor *m = opaque;
+    m->suspended = true;
+    interrupt_slice(m);
+}
+
+static void rtc_alarm(void *opaque) { acpi_pm_event(opaque, PM1_RTC); }
 
 static void a20_ignored(void *opaque, bool on)
 {
@@ -184,6 +217,8 @@ int machine_add_devices(struct nestor *m, struct error *err)
         !(d->fw_cfg = fw_cfg_new(b, (u16)m->ncpus, m->ram, err)) || !(d->kbc = i8042_new(b, a20_ignored, m, err)) ||
         !(d->debugcon = debugcon_new(b, debugcon_tx, m, err)))
         return -1;
+    acpi_pm_on_s3(d->pm, suspend, m);
+    rtc_on_alarm(d->rtc, rtc_alarm, d->pm);
     if (m->config.debug_exit &&
         (!(d->debug_exit = debug_exit_new(b, DEBUG_EXIT_PORT, err)) || !(d->testdev = testdev_new(b, NULL, NULL, err)) ||
          !(d->pci_testdev = pci_testdev_new(d->pci, PCI_DEVFN(3, 0), err))))
@@ -202,7 +237,11 @@ static void firmware_pic(struct pio_bus *pio)
         pio_write(pio, writes[n].port, writes[n].value, 1);
 }
 
-void machine_reset_devices(struct nestor *m)
+bool machine_wants_wake(const struct nestor *m) { return acpi_pm_wants_wake(m->devices->pm); }
+void machine_woken(struct nestor *m) { acpi_pm_event(m->devices->pm, PM1_WAK); }
+
+/* Not at @power_on: the clock and the wake logic kept their power while the machine slept. */
+void machine_reset_devices(struct nestor *m, bool power_on)
 {
     struct machine_devices *d = m->devices;
     for (unsigned i = 0; i < m->ncpus; i++) {
@@ -214,9 +253,11 @@ void machine_reset_devices(struct nestor *m)
     firmware_pic(m->pio);
     i8254_reset(d->pit);
     hpet_reset(d->hpet);
-    rtc_reset(d->rtc);
-    rtc_set_memory(d->rtc, memmap_low_ram(m->ram), m->ram - memmap_low_ram(m->ram));
-    acpi_pm_reset(d->pm);
+    if (power_on) {
+        rtc_reset(d->rtc);
+        rtc_set_memory(d->rtc, memmap_low_ram(m->ram), m->ram - memmap_low_ram(m->ram));
+        acpi_pm_reset(d->pm);
+    }
     uart_reset(d->uart);
     fw_cfg_reset(d->fw_cfg);
     i8042_reset(d->kbc);

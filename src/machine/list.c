@@ -3,6 +3,7 @@
 #include "cpu/models.h"
 #include "base/log.h"
 #include "machine/machine.h"
+#include "svm/svm.h"
 #include "vmx/vmx.h"
 
 static void list_cpus(FILE *out)
@@ -48,6 +49,17 @@ static void list_vmcs_fields(FILE *out)
     }
 }
 
+static void list_vmcb_fields(FILE *out)
+{
+    static const char *const clean[] = {"intercepts", "permission-maps", "asid", "interrupts", "nested-paging", "cr", "dr", "dt",
+                                        "segments", "cr2", "lbr", "avic", "cet", "-"};
+    static const char *const use[] = {"not offered", "VMRUN", "#VMEXIT", "VMRUN, #VMEXIT", "VMRUN, #VMEXIT", "VMLOAD, VMSAVE"};
+    for (unsigned i = 0; i < VMCB_FIELD_COUNT; i++) {
+        const struct vmcb_field *f = &vmcb_fields[i];
+        fprintf(out, "0x%03x  %2u  %-24s %-16s %s\n", f->offset, f->bytes, f->name, clean[f->clean], use[f->use]);
+    }
+}
+
 static void list_vmentry_checks(FILE *out)
 {
     static const char *const stages[] = {"controls", "host state", "guest state", "MSR load"};
@@ -55,6 +67,9 @@ static void list_vmentry_checks(FILE *out)
     const struct virt_check *c = vmx_check_table(&n);
     for (unsigned i = 0; i < n; i++)
         fprintf(out, "%-26s %-12s %s \"%s\"\n    %s\n", c[i].id, stages[c[i].stage], c[i].section, c[i].title, c[i].rule);
+    c = svm_check_table(&n);
+    for (unsigned i = 0; i < n; i++)
+        fprintf(out, "%-26s %-12s %s \"%s\"\n    %s\n", c[i].id, "VMRUN", c[i].section, c[i].title, c[i].rule);
 }
 
 static const struct {
@@ -80,6 +95,7 @@ static const struct {
     {"cpus", list_cpus},
     {"instructions", list_instructions},
     {"vmcs-fields", list_vmcs_fields},
+    {"vmcb-fields", list_vmcb_fields},
     {"vmentry-checks", list_vmentry_checks},
     {"devices", list_devices},
     {"events", list_events},

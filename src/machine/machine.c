@@ -3,6 +3,7 @@
 #include "cpu/models.h"
 #include "machine/acpi.h"
 #include "machine/memmap.h"
+#include "svm/svm.h"
 #include "vmx/vmx.h"
 
 #include <stdlib.h>
@@ -77,6 +78,8 @@ static int add_cpus(struct nestor *m, struct error *err)
         m->ncpus++;
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
+        if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
+            return error_set(err, "out of memory for SVM");
         if (m->engine->attach(m->cpu[i]))
             return error_set(err, "out of memory for the engine");
     }
@@ -100,20 +103,42 @@ static void enter_image(struct vcpu *v, const struct boot_entry *e)
     v->rip = e->eip;
 }
 
-int machine_reset(struct nestor *m, struct error *err)
+static void reset_hardware(struct nestor *m, bool power_on)
 {
-    struct boot_entry entry;
-    m->want_reset = false;
+    m->want_reset = m->suspended = false;
     for (unsigned i = 0; i < m->ncpus; i++) {
         if (m->cpu[i]->vmx)
             vmx_reset(m->cpu[i]);
+        svm_reset(m->cpu[i]);
         cpu_reset(m->cpu[i]);
         cpu_firmware_defaults(m->cpu[i]);
     }
-    machine_reset_devices(m);
+    machine_reset_devices(m, power_on);
     /* Application processors wait for SIPI, as after a firmware's start-up. */
     for (unsigned i = 1; i < m->ncpus; i++)
         m->cpu[i]->activity = ACTIVITY_WAIT_SIPI;
+}
+
+int machine_wake(struct nestor *m, struct error *err)
+{
+    struct vcpu *v = m->cpu[0];
+    u32 vector = acpi_waking_vector(m->pm);
+    if (!vector)
+        return machine_reset(m, err);
+    reset_hardware(m, false);
+    machine_woken(m);
+    /* "Firmware Waking Vector": real mode, the vector's paragraph in CS. */
+    v->seg[SEG_CS].sel = (u16)(vector >> 4);
+    v->seg[SEG_CS].base = vector & 0xffff0;
+    v->rip = v->next_rip = vector & 0xf;
+    cpu_mode_changed(v);
+    return 0;
+}
+
+int machine_reset(struct nestor *m, struct error *err)
+{
+    struct boot_entry entry;
+    reset_hardware(m, true);
     if (acpi_write_tables(m->pm, m->ncpus, err) || boot_load(&m->boot, m->pm, &entry, err))
         return -1;
     enter_image(m->cpu[0], &entry);
@@ -172,6 +197,7 @@ void nestor_free(struct nestor *m)
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);
         vmx_free(m->cpu[i]);
+        svm_free(m->cpu[i]);
         vcpu_free(m->cpu[i]);
     }
     if (m->pio)

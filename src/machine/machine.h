@@ -32,6 +32,7 @@ struct nestor {
     struct machine_devices *devices;
     struct vcpu *cpu[MACHINE_MAX_CPUS];
     unsigned ncpus;
+    struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
     struct boot boot;
     struct nestor_config config;
@@ -43,6 +44,7 @@ struct nestor {
     /* requests of devices and of nestor_stop(), acted on between slices */
     _Atomic bool want_stop;
     bool want_reset, want_power_off, want_exit, triple_fault;
+    bool suspended; /* in S3, until an enabled event wakes the machine */
     int exit_status;
 
     u8 tx[256]; /* serial output not yet handed to the host */
@@ -55,10 +57,16 @@ struct nestor {
 
 /* machine.c */
 int machine_reset(struct nestor *m, struct error *err);
+/* The way back from S3 (ACPI specification 6.5, "Waking and Sleeping"): everything but RAM and the
+ * wake logic is reset, then the first processor goes on at the operating system's waking vector. */
+int machine_wake(struct nestor *m, struct error *err);
 /* devices.c: makes the devices and wires them; reset puts them into their power-on state and does the
  * resource assignment of a firmware. */
 int machine_add_devices(struct nestor *m, struct error *err);
-void machine_reset_devices(struct nestor *m);
+void machine_reset_devices(struct nestor *m, bool power_on);
+bool machine_wants_wake(const struct nestor *m);
+/* Tells the guest that it has slept. */
+void machine_woken(struct nestor *m);
 void machine_free_devices(struct nestor *m);
 /* Passes waiting input to the serial port. */
 void machine_serial_input(struct nestor *m);

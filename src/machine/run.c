@@ -112,6 +112,14 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
                 panic("the image cannot be loaded again: %s", err.text);
         }
         clock_run(&m->clock);
+        if (m->suspended) {
+            struct error err;
+            if (!machine_wants_wake(m))
+                idle(m, deadline);
+            else if (machine_wake(m, &err))
+                panic("the image cannot be loaded again: %s", err.text);
+            continue;
+        }
         if ((turn++ & 7) == 0) {
             machine_serial_input(m);
             machine_serial_flush(m);
@@ -128,7 +136,9 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             v->budget_end = start + length;
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, &v->icount);
+            m->running = v;
             enum run_result r = likely(!m->debugger) ? m->engine->run(v) : m->debugger->run(m, v, &stop);
+            m->running = NULL;
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, NULL);
             if (v->icount - start > longest)
@@ -136,7 +146,7 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             any |= v->icount != start || r != RUN_HALTED || stop;
             if (r == RUN_SHUTDOWN)
                 m->triple_fault = true;
-            if (m->want_exit || m->want_power_off || m->want_reset || stop)
+            if (m->want_exit || m->want_power_off || m->want_reset || m->suspended || stop)
                 break;
         }
         m->slices++;

@@ -2,36 +2,59 @@
 #include "cpu/interp.h"
 #include "jit/jit.h"
 #include "machine/machine.h"
+#include "svm/svm.h"
 #include "vmx/vmx.h"
 
 #include <inttypes.h>
 
-static void print_vmx(const struct vcpu *v, FILE *out)
+static const char *vmx_exit_name(unsigned i) { return vmx_exits[i].name; }
+
+/* Exits by reason, largest first; the table is short, so is the sort. */
+static void print_exits(FILE *out, const u64 *exits, unsigned n, u64 total, const char *(*name)(unsigned))
 {
-    if (!v->vmx)
-        return;
-    const struct vmx_stats *s = vmx_stats(v);
-    u64 total = 0;
-    for (unsigned i = 0; i < VMX_EXIT_REASONS; i++)
-        total += s->exits[i];
-    if (!s->entries && !s->entry_failures && !s->vmfails)
-        return;
-    fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
-            s->entries, s->entry_failures, s->vmfails, total);
-    /* Largest first; the table is short, so is the sort. */
-    bool done[VMX_EXIT_REASONS] = {false};
+    bool done[256] = {false};
     for (;;) {
-        unsigned best = VMX_EXIT_REASONS;
-        for (unsigned i = 0; i < VMX_EXIT_REASONS; i++) {
-            if (!done[i] && s->exits[i] && (best == VMX_EXIT_REASONS || s->exits[i] > s->exits[best]))
+        unsigned best = n;
+        for (unsigned i = 0; i < n; i++) {
+            if (!done[i] && exits[i] && (best == n || exits[i] > exits[best]))
                 best = i;
         }
-        if (best == VMX_EXIT_REASONS)
+        if (best == n)
             break;
         done[best] = true;
-        fprintf(out, "    %-34s %12" PRIu64 "  %5.1f %%\n", vmx_exits[best].name ? vmx_exits[best].name : "?", s->exits[best],
-                100.0 * (double)s->exits[best] / (double)total);
+        fprintf(out, "    %-34s %12" PRIu64 "  %5.1f %%\n", name(best) ? name(best) : "?", exits[best],
+                100.0 * (double)exits[best] / (double)total);
     }
+}
+_Static_assert(VMX_EXIT_REASONS <= 256 && SVM_EXIT_SLOTS <= 256, "print_exits marks at most 256 reasons");
+
+static u64 sum(const u64 *exits, unsigned n)
+{
+    u64 total = 0;
+    for (unsigned i = 0; i < n; i++)
+        total += exits[i];
+    return total;
+}
+
+static void print_vmx(const struct vcpu *v, FILE *out)
+{
+    const struct vmx_stats *s = vmx_stats(v);
+    if (!s || (!s->entries && !s->entry_failures && !s->vmfails))
+        return;
+    u64 total = sum(s->exits, VMX_EXIT_REASONS);
+    fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
+            s->entries, s->entry_failures, s->vmfails, total);
+    print_exits(out, s->exits, VMX_EXIT_REASONS, total, vmx_exit_name);
+}
+
+static void print_svm(const struct vcpu *v, FILE *out)
+{
+    const struct svm_stats *s = svm_stats(v);
+    if (!s || (!s->entries && !s->entry_failures))
+        return;
+    u64 total = sum(s->exits, SVM_EXIT_SLOTS);
+    fprintf(out, "  VMRUNs %" PRIu64 ", refused %" PRIu64 "; VM exits %" PRIu64 ":\n", s->entries, s->entry_failures, total);
+    print_exits(out, s->exits, SVM_EXIT_SLOTS, total, svm_exit_slot_name);
 }
 
 /* The largest few of @count, named by row. */
@@ -83,6 +106,7 @@ static void print_cpu(const struct vcpu *v, FILE *out)
             ms->space_switches, ms->flushes);
     print_jit(v, out);
     print_vmx(v, out);
+    print_svm(v, out);
 }
 
 void nestor_print_stats(struct nestor *m, FILE *out)

@@ -105,6 +105,13 @@ struct space_key {
     u64 apic; /* APIC-access page: decides what may be granted */
 };
 
+/* Jump hints, and which runs of JUMP_RUN of them may hold any: a flush touches no others. */
+#define JUMP_RUN 32u
+struct jump_cache {
+    struct jump_cache_entry e[JUMP_CACHE_SIZE];
+    u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
+};
+
 struct tlb {
     struct array ctx[CONTEXTS];
     struct space_key key;
@@ -118,7 +125,7 @@ struct tlb {
     /* So that INVLPG need not look at everything. */
     struct filter fragments;          /* large pages of which there are entries */
     struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
-    struct jump_cache_entry *jump[2]; /* supervisor, user; made on first use */
+    struct jump_cache *jump[2];       /* supervisor, user; made on first use */
 };
 
 struct mmu {
@@ -167,17 +174,22 @@ static unsigned array_flush(struct array *a, bool keep_global)
 /* No RIP is ever this: it is not canonical in any mode. */
 #define JUMP_EMPTY BIT64(63)
 
-static void jump_fill_empty(struct jump_cache_entry *j)
+static void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
 {
-    for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++)
-        j[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+    for (unsigned k = 0; k < n; k++)
+        e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
 }
 
 static void jump_clear(struct tlb *t)
 {
-    for (unsigned i = 0; i < 2; i++)
-        if (t->jump[i])
-            jump_fill_empty(t->jump[i]);
+    for (unsigned i = 0; i < 2; i++) {
+        struct jump_cache *j = t->jump[i];
+        for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
+            for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+                jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
+            j->used[n] = 0;
+        }
+    }
 }
 
 /*
@@ -188,17 +200,19 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 {
     unsigned others = 0;
     for (unsigned i = 0; i < 2; i++) {
-        struct jump_cache_entry *j = t->jump[i];
-        if (!j)
-            continue;
-        for (unsigned k = 0; k < JUMP_CACHE_SIZE; k++) {
-            if (!j[k].block)
-                continue;
-            if (!((j[k].rip ^ la) >> lg2))
-                j[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
-            else
-                others |= filter_shared(j[k].rip, la);
-        }
+        struct jump_cache *j = t->jump[i];
+        for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++)
+            for (u64 runs = j->used[n]; runs; runs &= runs - 1) {
+                struct jump_cache_entry *e = &j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN];
+                for (unsigned k = 0; k < JUMP_RUN; k++) {
+                    if (!e[k].block)
+                        continue;
+                    if (!((e[k].rip ^ la) >> lg2))
+                        e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+                    else
+                        others |= filter_shared(e[k].rip, la);
+                }
+            }
     }
     return others;
 }
@@ -530,20 +544,29 @@ u32 mmu_access_mode(const struct vcpu *v)
     return v->rflags & FL_AC ? ACCESS_AC : 0;
 }
 
-struct jump_cache_entry *mmu_jump_cache(struct vcpu *v)
+static struct jump_cache *jump_cache(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
     if (unlikely(m->stale || !m->now))
         mmu_update(v);
-    struct tlb *t = m->now;
-    unsigned user = v->cpl == 3;
-    if (unlikely(!t->jump[user])) {
-        t->jump[user] = malloc(JUMP_CACHE_SIZE * sizeof(*t->jump[user]));
-        if (!t->jump[user])
+    struct jump_cache **j = &m->now->jump[v->cpl == 3];
+    if (unlikely(!*j)) {
+        *j = calloc(1, sizeof(**j));
+        if (!*j)
             panic("out of memory for a jump cache");
-        jump_fill_empty(t->jump[user]);
+        jump_fill_empty((*j)->e, JUMP_CACHE_SIZE);
     }
-    return t->jump[user];
+    return *j;
+}
+
+struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
+
+void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
+{
+    struct jump_cache *j = jump_cache(v);
+    unsigned n = rip & (JUMP_CACHE_SIZE - 1);
+    bit_set(j->used, n / JUMP_RUN);
+    j->e[n] = (struct jump_cache_entry){rip, block};
 }
 
 /* ---- translation ---- */

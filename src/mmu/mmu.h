@@ -55,9 +55,11 @@ void mmu_watch_changed(struct vcpu *v);
 
 /* The jump cache of the current address space and privilege (user or not): (rip -> block) hints that every
  * flush clears. Ask again after a change of address space or CPL. */
-#define JUMP_CACHE_BITS 12
+#define JUMP_CACHE_BITS 14
 struct jump_cache_entry { gva_t rip; void *block; };
 struct jump_cache_entry *mmu_jump_cache(struct vcpu *v);
+/* Enters a hint there. */
+void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block);
 
 static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
 {

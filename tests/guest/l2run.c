@@ -53,7 +53,8 @@ static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 /*
  * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of one processor and KVM's I/O
  * APIC: with it the guest uses its local APIC's timer instead of reprogramming the 8254 at every tick.
- * "Hardware-reduced": there is no PM block, and nothing in the DSDT.
+ * "Hardware-reduced": there is no PM block. Linux then takes the legacy interrupts for absent, so the DSDT
+ * tells of the serial port's.
  */
 #define ACPI_AT 0xe0000
 #define RSDP_AT 0xf0000
@@ -77,12 +78,21 @@ static uint32_t acpi_table(uint8_t *ram, uint32_t at, const char *signature, uin
     return at;
 }
 
+/* Scope (\_SB) { Device (COM1) { _HID PNP0501; _CRS: ports 3F8..3FF, interrupt 4 (edge, high) } } */
+static const uint8_t dsdt_aml[] = {
+    0x10, 0x33, '\\', '_', 'S', 'B', '_', 0x5b, 0x82, 0x2b, 'C', 'O', 'M', '1',
+    0x08, '_', 'H', 'I', 'D', 0x0c, 0x41, 0xd0, 0x05, 0x01,
+    0x08, '_', 'C', 'R', 'S', 0x11, 0x16, 0x0a, 0x13,
+    0x47, 0x01, 0xf8, 0x03, 0xf8, 0x03, 0x01, 0x08, 0x89, 0x06, 0x00, 0x03, 0x01, 0x04, 0, 0, 0, 0x79, 0x00,
+};
+
 static void write_acpi(uint8_t *ram)
 {
     uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x400;
     static const uint8_t cpu[8] = {0, 8, 0, 0, 1}, ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
     static const uint8_t irq0[10] = {2, 10, 0, 0, 2};
-    uint32_t dsdt = acpi_table(ram, ACPI_AT, "DSDT", 2, 36);
+    memcpy(ram + ACPI_AT + 36, dsdt_aml, sizeof(dsdt_aml));
+    uint32_t dsdt = acpi_table(ram, ACPI_AT, "DSDT", 2, 36 + sizeof(dsdt_aml));
     put32(fadt + 112, 1u << 20); /* HW_REDUCED_ACPI */
     fadt[131] = 1;               /* minor version */
     put64(fadt + 140, dsdt);
@@ -154,6 +164,8 @@ static void uart_write(int vm, struct uart *u, unsigned reg, uint8_t v)
     case 0:
         if (write(1, &v, 1) != 1)
             exit(1);
+        u->thre_pending = 0; /* the register was full for a moment: an edge for the I/O APIC */
+        uart_irq(vm, u);
         u->thre_pending = 1;
         break;
     case 1:

@@ -430,6 +430,8 @@ static void modes_and_keys(void **state)
     test_vcpu_free(v);
 }
 
+#define JUMP_HINT(v, rip) (mmu_jump_cache(v)[(rip) & ((1u << JUMP_CACHE_BITS) - 1)].block)
+
 static void jump_cache(void **state)
 {
     struct reach r = reach_new();
@@ -442,41 +444,41 @@ static void jump_cache(void **state)
     for (unsigned i = 0; i < 1u << JUMP_CACHE_BITS; i++)
         assert_true(!is_canonical(j[i].rip, 57) && !j[i].block);
     int block;
-    j[5] = (struct jump_cache_entry){0x1234, &block};
-    j[6] = (struct jump_cache_entry){0x2234, &block};
+    mmu_jump_hint(v, 0x1234, &block);
+    mmu_jump_hint(v, 0x2234, &block);
     mmu_invlpg(v, 0x1000);
-    assert_null(j[5].block);
-    assert_non_null(j[6].block);
+    assert_null(JUMP_HINT(v, 0x1234));
+    assert_non_null(JUMP_HINT(v, 0x2234));
     /* A hint is found even when its page has left the TLB, or is mapped anew without the right to execute. */
     tables_map(&r.a, 0x2000 + TLB_SIZE * PAGE_SIZE, OLD, RW | BIT64(63));
     where(v, 0x2000 + TLB_SIZE * PAGE_SIZE);
     mmu_invlpg(v, 0x1000);
     mmu_invlpg(v, 0x3000);
-    assert_non_null(j[6].block);
+    assert_non_null(JUMP_HINT(v, 0x2234));
     mmu_invlpg(v, 0x2000);
-    assert_null(j[6].block);
+    assert_null(JUMP_HINT(v, 0x2234));
     look(v, 0x1000, ACCESS_EXEC);
-    j[5] = (struct jump_cache_entry){0x1234, &block};
+    mmu_jump_hint(v, 0x1234, &block);
     tables_map(&r.a, 0x1000, OLD, RW | BIT64(63));
     look(v, 0x1000, ACCESS_WRITE); /* not dirty yet: walks, and finds the new rights */
-    assert_non_null(j[5].block);
+    assert_non_null(JUMP_HINT(v, 0x1234));
     mmu_invlpg(v, 0x1000);
-    assert_null(j[5].block);
-    j[6] = (struct jump_cache_entry){0x2234, &block};
+    assert_null(JUMP_HINT(v, 0x1234));
+    mmu_jump_hint(v, 0x2234, &block);
     mmu_flush_cr3(v, 0);
-    assert_null(j[6].block);
+    assert_null(JUMP_HINT(v, 0x2234));
     assert_true(v->attention & ATT_BLOCK);
     /* Likewise for large pages: INVLPG anywhere inside reaches hints whose fragments are gone. */
     put64(r.pm, tables_entry(&r.a, 0x80000000, 2), RW | BIG);
     look(v, 0x80003000, ACCESS_EXEC);
-    j[7] = (struct jump_cache_entry){0x80003010, &block};
+    mmu_jump_hint(v, 0x80003010, &block);
     where(v, 0x2000 + TLB_SIZE * PAGE_SIZE); /* another slot */
     tables_map(&r.a, 0x3000, OLD, RW | BIT64(63));
     where(v, 0x3000); /* the same slot */
     mmu_invlpg(v, 0x80400000);
-    assert_non_null(j[7].block);
+    assert_non_null(JUMP_HINT(v, 0x80003010));
     mmu_invlpg(v, 0x801ff000);
-    assert_null(j[7].block);
+    assert_null(JUMP_HINT(v, 0x80003010));
     v->cpl = 3;
     assert_ptr_not_equal(mmu_jump_cache(v), j);
     test_vcpu_free(v);

@@ -373,6 +373,14 @@ static void acpi_sleep_and_events(void **state)
     acpi_pm_on_s3(pm, count, &suspends);
     outw(&f, ACPI_PM1_CNT, ACPI_SLP_TYP_S3 << 10 | 0x2001);
     assert_int_equal(suspends, 1);
+    assert_false(acpi_pm_wants_wake(pm));
+    outw(&f, ACPI_PM1_EVT + 2, 0);
+    acpi_pm_event(pm, PM1_RTC); /* not enabled: no reason to wake */
+    assert_false(acpi_pm_wants_wake(pm));
+    outw(&f, ACPI_PM1_EVT + 2, BIT(PM1_RTC));
+    assert_true(acpi_pm_wants_wake(pm));
+    outw(&f, ACPI_PM1_EVT, BIT(PM1_RTC));
+    assert_false(acpi_pm_wants_wake(pm));
     assert_int_equal(f.power_offs, 0);
     outw(&f, ACPI_PM1_CNT, ACPI_SLP_TYP_S5 << 10 | 0x2001);
     assert_int_equal(f.power_offs, 1);

@@ -18,7 +18,7 @@ static void segment_loads(void **state)
         {SEG_SS, READ_ONLY, VEC_GP, READ_ONLY}, {SEG_SS, CS0, VEC_GP, CS0}, {SEG_SS, ABSENT, VEC_SS, ABSENT},
         {SEG_GS, EXPAND_DOWN, -1, 0},
     };
-    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+    for (volatile unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
         struct segment before = g->v->seg[rows[n].seg];
         int vector = RAISES(g, cpu_load_segment(g->v, rows[n].seg, rows[n].sel));
         if (vector != rows[n].vector)
@@ -64,10 +64,10 @@ static void limits(void **state)
         {0xc091, 0xfffff, 0, 4, ACCESS_READ, true},     {0xc09b, 0xfffff, 0, 4, ACCESS_WRITE, false},
         {0xc099, 0xfffff, 0, 4, ACCESS_READ, false},    {0xc09b, 0xfffff, 0, 4, ACCESS_READ, true},
     };
-    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+    for (volatile unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
         segment_unpack(&v->seg[SEG_ES], 8, descriptor(0x100, rows[n].limit, rows[n].attr));
         cpu_segments_changed(v);
-        gva_t la = 0;
+        volatile gva_t la = 0;
         int vector = RAISES(g, la = seg_linear(v, SEG_ES, rows[n].offset, rows[n].size, rows[n].access));
         if (vector != (rows[n].ok ? -1 : VEC_GP))
             fail_msg("row %u: vector %d", n, vector);
@@ -129,7 +129,7 @@ static void far_jump_checks(void **state)
         {CS0, -1, 0}, {CONFORMING, -1, 0}, {0, VEC_GP, 0}, {CS3, VEC_GP, CS3 & ~3}, {CS0 | 3, VEC_GP, CS0}, {DS0, VEC_GP, DS0},
         {GDT_END, VEC_GP, GDT_END}, {TSS_SEL, VEC_GP, TSS_SEL} /* busy */, {LDT_SEL, VEC_GP, LDT_SEL},
     };
-    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+    for (volatile unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
         int vector = RAISES(g, cpu_far_jump(g->v, rows[n].sel, CODE, &i));
         if (vector != rows[n].vector)
             fail_msg("row %u: vector %d, expected %d", n, vector, rows[n].vector);
