@@ -9,7 +9,7 @@ static u64 filter_bit(gva_t la) { return BIT64((la ^ la >> 6) & 63); }
 static bool is_entry(const struct insn *i)
 {
     const char *name = insn_row(i)->mnemonic;
-    return !strcmp(name, "VMLAUNCH") || !strcmp(name, "VMRESUME");
+    return !strcmp(name, "VMLAUNCH") || !strcmp(name, "VMRESUME") || !strcmp(name, "VMRUN");
 }
 
 static bool before(struct vcpu *v, const struct insn *i)

@@ -420,5 +420,5 @@ const char *cpu_level_name(const struct vcpu *v)
 {
     if (v->guest_mode)
         return "L2 or deeper (guest mode)";
-    return v->in_vmx_operation ? "L1 (VMX root operation)" : "L1";
+    return v->in_vmx_operation ? "L1 (VMX root operation)" : v->efer & EFER_SVME ? "L1 (SVM enabled)" : "L1";
 }

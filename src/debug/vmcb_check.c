@@ -16,6 +16,7 @@ struct vmcb_case {
     u64 f[VMCB_FIELD_COUNT];
     u8 features[FEAT_COUNT];
     bool known[VMCB_FIELD_COUNT];
+    bool live; /* of a processor at hand: nothing is unknown */
     unsigned first_line, last_line, number, count;
 };
 
@@ -175,7 +176,7 @@ static enum check_result run_row(const struct vmcb_case *c, const struct virt_ch
             return RESULT_UNKNOWN;
     if (!k->applies(&c->s))
         return RESULT_NOT_APPLICABLE;
-    if (!strcmp(k->id, "SVM_PAE_PDPE"))
+    if (!c->live && !strcmp(k->id, "SVM_PAE_PDPE"))
         return RESULT_UNKNOWN; /* rests on memory */
     return k->ok(&c->s) ? RESULT_PASS : RESULT_FAIL;
 }
@@ -271,6 +272,50 @@ int vmcb_check(const char *name, const char *text, size_t len, unsigned number, 
     }
     fputs("The processor is assumed to have every feature the manual names (physical addresses 52 bits).\n", out);
     return (int)count[RESULT_FAIL];
+}
+
+enum check_result vmcb_live_row(struct vcpu *v, pa_t vmcb, unsigned row, FILE *out, bool advise)
+{
+    struct vmcb_case c;
+    unsigned rows;
+    const struct virt_check *k = &svm_check_table(&rows)[row];
+    case_init(&c);
+    c.live = true;
+    for (unsigned n = 0; n < VMCB_FIELD_COUNT; n++) {
+        c.known[n] = true;
+        if (vmcb_fields[n].bytes <= 8)
+            c.f[n] = vmcb_read(v, vmcb, (enum vmcb_index)n);
+    }
+    memcpy(c.features, v->features, sizeof(c.features));
+    c.s.maxphyaddr = v->maxphyaddr;
+    c.s.cr4_reserved = cpu_cr4_reserved(v);
+    c.s.efer_reserved = cpu_efer_reserved(v);
+    c.s.host_paging = v->cr0 & CR0_PG;
+    if (!(c.f[VMCB_CR3] >> v->maxphyaddr))
+        physmap_read(v->pm, c.f[VMCB_CR3] & 0xffffffe0, c.s.pdpte, sizeof(c.s.pdpte));
+    enum check_result r = run_row(&c, k);
+    if (!out)
+        return r;
+    fprintf(out, "%s: %s  (#VMEXIT with VMEXIT_INVALID)\n    APM volume 2, %s \"%s\"\n    rule: %s\n   ", r == RESULT_FAIL ? "FAIL" : check_result_name(r), k->id,
+            k->section, k->title, k->rule);
+    for (unsigned j = 0; j < k->nfields; j++)
+        fprintf(out, " %s = 0x%" PRIx64 " ", vmcb_fields[vmcb_find(k->fields[j])].name, c.f[vmcb_find(k->fields[j])]);
+    fputc('\n', out);
+    char text[4][96];
+    unsigned n = advise && r == RESULT_FAIL ? repairs(&c, k, text, 4) : 0;
+    for (unsigned j = 0; j < n; j++)
+        fprintf(out, "%s%s\n", j ? "              or: " : "    satisfied by: ", text[j]);
+    return r;
+}
+
+int vmcb_find_row(const char *id)
+{
+    unsigned rows;
+    const struct virt_check *table = svm_check_table(&rows);
+    for (unsigned i = 0; i < rows; i++)
+        if (!strcasecmp(table[i].id, id))
+            return (int)i;
+    return -1;
 }
 
 int vmcb_explain(const char *id, bool json, FILE *out)

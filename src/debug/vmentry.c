@@ -6,6 +6,8 @@
 #include "debug/debugger.h"
 
 #include "cpu/mem.h"
+#include "debug/vmcb_check.h"
+#include "svm/svm.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -99,12 +101,106 @@ static void print_phase(const struct vcpu *v, unsigned n, FILE *out)
     }
 }
 
+/* ---- AMD-V: VMRUN of the VMCB in RAX ---- */
+
+static bool vmrun_at(struct vcpu *v)
+{
+    u8 b[3];
+    gva_t la = (v->seg_base[SEG_CS] + v->rip) & v->linear_mask;
+    return v->svm && v->efer & EFER_SVME && !v->guest_mode && mem_peek(v, la, b, sizeof(b)) && b[0] == 0x0f && b[1] == 0x01 && b[2] == 0xd8;
+}
+
+static unsigned vmrun_rows(void)
+{
+    unsigned n;
+    svm_check_table(&n);
+    return n;
+}
+
+static bool vmrun_wanted(struct debugger *g, struct vcpu *v)
+{
+    unsigned rows;
+    const struct virt_check *table = svm_check_table(&rows);
+    if (v->cpl || !vmrun_at(v))
+        return false;
+    if (g->entry_all) {
+        snprintf(g->note, sizeof(g->note), "VMRUN on processor %u, before it acts (VMCB 0x%" PRIx64 ")\n", v->index, v->gpr[RAX]);
+        return true;
+    }
+    for (unsigned n = 0; n < rows; n++)
+        if ((g->entry_failing || g->entry_rows[n / 64] >> (n % 64) & 1) && vmcb_live_row(v, v->gpr[RAX], n, NULL, false) == RESULT_FAIL) {
+            snprintf(g->note, sizeof(g->note), "VMRUN on processor %u, before it acts: %s would fail\n", v->index, table[n].id);
+            return true;
+        }
+    return false;
+}
+
+/* @until_failure: silent up to the next row that fails. */
+static void vmrun_step(struct debugger *g, struct vcpu *v, unsigned long count, bool until_failure, FILE *out)
+{
+    struct entry_walk *w = &g->walk;
+    if (!vmrun_at(v)) {
+        fprintf(out, "Processor %u is not at a VMRUN outside guest mode; \"monitor vmentry break\" stops there.\n", v->index);
+        return;
+    }
+    if (!w->on || w->cpu != v->index || w->rip != v->rip || w->icount != v->icount)
+        *w = (struct entry_walk){.on = true, .cpu = v->index, .rip = v->rip, .icount = v->icount};
+    for (; count; count--) {
+        if (w->next == vmrun_rows()) {
+            fprintf(out, w->failed ? "No row is left; %u failed. stepi lets the processor act.\n" : "No row is left and none failed; stepi enters the guest.\n",
+                    w->failed);
+            return;
+        }
+        bool failed = vmcb_live_row(v, v->gpr[RAX], w->next, NULL, false) == RESULT_FAIL;
+        if (failed || !until_failure)
+            vmcb_live_row(v, v->gpr[RAX], w->next, out, false);
+        w->next++;
+        w->failed += failed;
+        if (failed && until_failure)
+            return;
+    }
+}
+
+static void vmrun_why(struct vcpu *v, FILE *out)
+{
+    unsigned failed = 0;
+    if (v->guest_mode) {
+        fputs("The processor is in guest mode: its latest VMRUN succeeded.\n", out);
+        return;
+    }
+    if (!vmrun_at(v) && !v->svm->stats.entries && !v->svm->stats.entry_failures) {
+        fprintf(out, "Processor %u has run no VMRUN yet and is not at one.\n", v->index);
+        return;
+    }
+    u64 vmcb = vmrun_at(v) ? v->gpr[RAX] : v->svm->vmcb;
+    for (unsigned n = 0; n < vmrun_rows(); n++)
+        if (vmcb_live_row(v, vmcb, n, NULL, false) == RESULT_FAIL) {
+            vmcb_live_row(v, vmcb, n, out, true);
+            failed++;
+        }
+    if (v->svm->last_failure)
+        fprintf(out, "The latest refused VMRUN was refused by %s.\n", v->svm->last_failure->id);
+    fprintf(out, "%u of %u rows fail on the VMCB at 0x%" PRIx64 ".\n", failed, vmrun_rows(), vmcb);
+}
+
+static void vmrun_list(struct vcpu *v, const char *group, FILE *out)
+{
+    unsigned rows;
+    const struct virt_check *table = svm_check_table(&rows);
+    u64 vmcb = vmrun_at(v) ? v->gpr[RAX] : v->svm->vmcb;
+    for (unsigned n = 0; n < rows; n++)
+        if (!*group || !strncasecmp(table[n].id, group, strlen(group)))
+            fprintf(out, "%-26s %-14s %s\n", table[n].id, check_result_name(vmcb_live_row(v, vmcb, n, NULL, false)), table[n].rule);
+}
+
 /* ---- stopping ---- */
 
 bool entry_wanted(struct debugger *g, struct vcpu *v)
 {
     bool launch;
     unsigned rows;
+    if (v->svm)
+        return vmrun_wanted(g, v);
     /* The bytes are looked at only where the processor could enter at all. */
     if (!v->in_vmx_operation || v->guest_mode || v->cpl || !entry_at(v, &launch))
         return false;
@@ -292,7 +388,8 @@ static void break_command(struct debugger *g, const char *what, FILE *out)
     int row;
     if (!*what) {
         g->entry_all = true;
-        fputs("Stops at every VMLAUNCH and VMRESUME in VMX root operation, before it acts.\n", out);
+        fputs(g->m->cpu[0]->svm ? "Stops at every VMRUN outside guest mode, before it acts.\n"
+                                : "Stops at every VMLAUNCH and VMRESUME in VMX root operation, before it acts.\n", out);
     } else if (!strcasecmp(what, "fail")) {
         g->entry_failing = true;
         fputs("Stops before a VM entry that any row refuses.\n", out);
@@ -300,11 +397,10 @@ static void break_command(struct debugger *g, const char *what, FILE *out)
         g->entry_all = g->entry_failing = g->entry_rows_any = false;
         memset(g->entry_rows, 0, sizeof(g->entry_rows));
         fputs("Stops at no VM entry.\n", out);
-    } else if ((row = check_find(what)) >= 0) {
+    } else if ((row = g->m->cpu[0]->svm ? vmcb_find_row(what) : check_find(what)) >= 0) {
         g->entry_rows[row / 64] |= BIT64(row % 64);
         g->entry_rows_any = true;
-        unsigned n;
-        fprintf(out, "Stops before a VM entry that %s refuses.\n", vmx_check_table(&n)[row].id);
+        fprintf(out, "Stops before a VM entry that %s refuses.\n", what);
     } else {
         fprintf(out, "No check is called '%s' (monitor vmentry list); also: fail, off.\n", what);
     }
@@ -316,10 +412,18 @@ void entry_command(struct debugger *g, struct vcpu *v, char *args, FILE *out)
     if (*rest)
         *rest++ = 0;
     rest += strspn(rest, " ");
-    if (!v->vmx)
-        fputs("This processor model has no VMX.\n", out);
+    if (!v->vmx && !v->svm)
+        fputs("This processor model has neither VMX nor SVM.\n", out);
     else if (!strcmp(args, "break"))
         break_command(g, rest, out);
+    else if (v->svm && !strcmp(args, "step"))
+        vmrun_step(g, v, *rest ? strtoul(rest, NULL, 0) : 1, false, out);
+    else if (v->svm && !strcmp(args, "next-failure"))
+        vmrun_step(g, v, ~0ul, true, out);
+    else if (v->svm && !strcmp(args, "why"))
+        vmrun_why(v, out);
+    else if (v->svm && !strcmp(args, "list"))
+        vmrun_list(v, rest, out);
     else if (!strcmp(args, "step"))
         step_command(g, v, rest, out);
     else if (!strcmp(args, "next-failure"))

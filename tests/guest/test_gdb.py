@@ -218,6 +218,22 @@ class Gdb(unittest.TestCase):
         self.assertIn("expected", o[8])
         self.demo_ends_well()
 
+    def test_vmrun(self):
+        self.start("demo", "--cpu", "amd")
+        o = self.gdb("monitor vmentry why", "monitor vmentry break", "continue", "monitor vmentry step 2", "monitor vmentry next-failure", "x/i $pc",
+                     "set {unsigned int} ($rax + 0x58) = 0", "monitor vmentry why", "monitor vmentry list SVM_ASID", "set {unsigned int} ($rax + 0x58) = 1",
+                     "monitor vmentry break off", "monitor vmentry break SVM_ASID0", "stepi", "monitor info", "monitor walk 0x100000", "detach", symbols=DEMO)
+        self.assertIn("has run no VMRUN yet", o[0])
+        self.assertIn("VMRUN on processor 0, before it acts", o[2])
+        self.assertIn("pass: SVM_EFER_SVME", o[3])
+        self.assertIn("none failed", o[4])
+        self.assertIn("vmrun", o[5])
+        self.assertIn("FAIL: SVM_ASID0", o[7])
+        self.assertIn("satisfied by: set GUEST_ASID bit 0", o[7])
+        self.assertRegex(o[8], "SVM_ASID0 +fail")
+        self.assertIn("L2 or deeper", o[13])
+        self.demo_ends_well()
+
     # ---- small images ----
 
     def test_the_guest_does_not_see_steps(self):
