@@ -75,6 +75,12 @@ struct nestor_result {
 struct nestor *nestor_new(const struct nestor_config *config, struct nestor_error *err);
 void nestor_free(struct nestor *n);
 
+/*
+ * Lets gdb connect, to "unix:PATH" or "[HOST:]PORT" (host 127.0.0.1 when none is given), while
+ * nestor_run() runs; @wait: nothing runs before it has. Returns 0, or -1 and fills *err.
+ */
+int nestor_gdb(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
+
 /* Runs until something of enum nestor_stop_reason happens; @timeout in seconds, 0 for none. */
 struct nestor_result nestor_run(struct nestor *n, double timeout);
 /* Makes nestor_run() return soon. May be called from another thread or a signal handler. */
