@@ -97,7 +97,7 @@ bool nestor_list(const char *what, FILE *out);
 /*
  * Judges a VMCS from another system by every row of the VM-entry check table and prints the rows that
  * fail, with what would satisfy them, and those that cannot be evaluated. @text holds the lines of KVM's
- * dump_vmcs in a Linux kernel log, or a JSON object of field names; @number picks one of several dumps
+ * dump_vmcs or dump_vmcb (then the rows of VMRUN judge) in a Linux kernel log, or a JSON object of field names; @number picks one of several dumps
  * (0: the last). @name is for messages. Returns the number of failing rows, or -1 and fills *err.
  */
 int nestor_vmcs_check(const char *name, const char *text, size_t len, unsigned number, bool json, FILE *out, struct nestor_error *err);

@@ -112,6 +112,8 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
                 panic("the image cannot be loaded again: %s", err.text);
         }
         clock_run(&m->clock);
+        if (unlikely(m->debugger != NULL) && !m->debugger->between(m))
+            break;
         if (m->suspended) {
             struct error err;
             if (!machine_wants_wake(m))
@@ -124,8 +126,6 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             machine_serial_input(m);
             machine_serial_flush(m);
         }
-        if (unlikely(m->debugger != NULL) && !m->debugger->between(m))
-            break;
         bool any = false, stop = false;
         u64 length = slice_length(m), longest = 0;
         for (unsigned i = 0; i < m->ncpus; i++) {

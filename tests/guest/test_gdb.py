@@ -152,16 +152,16 @@ class Gdb(unittest.TestCase):
                       "info registers vmcs_host_rip", "detach")
         self.assertIn("unavailable", o[0])
         self.assertIn("VMLAUNCH on processor 0, before it acts", o[2])
-        symbols = dict((line.split()[2], int(line.split()[0], 16)) for line in subprocess.check_output(["nm", DEMO], text=True).splitlines())
-        self.assertEqual(self.value(o[3]), symbols["guest_entry"])
+        names = [line.split() for line in subprocess.check_output(["nm", DEMO], text=True).splitlines()]
+        self.assertIn([f"{self.value(o[3]):016x}", "t", "guest_entry"], names)
         self.assertEqual(self.value(o[4]), 8)
         self.assertEqual(self.value(o[5]), 2)
-        self.assertIn(f"{symbols['vmx_exit_entry']:x}", o[6])
+        self.assertIn("vmx_exit_entry", [n[2] for n in names if n[0].lstrip("0") in o[6]])
         self.demo_ends_well()
 
     def test_vmentry_step(self):
         o = self.demo("monitor vmentry break", "continue", "monitor vmentry step", "monitor vmentry step 4", "monitor vmentry next-failure",
-                      "monitor vmentry step", "monitor vmentry break off", "stepi", "p/x $rip == &guest_entry", "monitor info", "monitor vmentry why", "detach")
+                      "monitor vmentry step", "monitor vmentry break off", "stepi", "info symbol $rip", "monitor info", "monitor vmentry why", "detach")
         self.assertIn("BASIC_CPL: pass", o[2])
         self.assertIn("BASIC_LAUNCH_STATE: pass", o[3])
         self.assertIn("pass: EXEC_PIN_ALLOWED", o[3])
@@ -169,7 +169,7 @@ class Gdb(unittest.TestCase):
         self.assertIn("none failed", o[4])
         self.assertIn("what the entry loads", o[5])
         self.assertIn("Loading Guest Control Registers", o[5])
-        self.assertEqual(self.value(o[8]), 1)
+        self.assertIn("guest_entry in section", o[8])
         self.assertIn("L2 or deeper", o[9])
         self.assertIn("its latest VM entry succeeded", o[10])
         self.demo_ends_well()
@@ -195,13 +195,13 @@ class Gdb(unittest.TestCase):
     def test_broken_controls(self):
         o = self.demo("monitor vmentry break EXEC_PIN_ALLOWED", "monitor vmentry break FROB", "tbreak vmx_enter", "continue",
                       "set $vmcs_pin_based_vm_exec_control = 0", "continue", "monitor vmentry why", "stepi", "p $eflags & 0x40",
-                      "p $vmcs_vm_instruction_error", "set $vmcs_pin_based_vm_exec_control = 0x16", "set $rip = $rip - 3", "stepi", "p/x $rip == &guest_entry", "detach")
+                      "p $vmcs_vm_instruction_error", "set $vmcs_pin_based_vm_exec_control = 0x16", "set $rip = $rip - 3", "stepi", "info symbol $rip", "detach")
         self.assertIn("no check is called", o[1].lower())
         self.assertIn("EXEC_PIN_ALLOWED would fail", o[5])
         self.assertIn("satisfied by: PIN_BASED_VM_EXEC_CONTROL = 0x16", o[6])
         self.assertEqual(self.value(o[8]), 0x40)
         self.assertEqual(self.value(o[9]), 7)
-        self.assertEqual(self.value(o[13]), 1)
+        self.assertIn("guest_entry in section", o[13])
         self.demo_ends_well()
 
     def test_vmentry_away_from_an_entry(self):
