@@ -184,6 +184,7 @@ void cpu_firmware_defaults(struct vcpu *v)
 {
     if (v->model->vendor == VENDOR_INTEL)
         v->feature_control = FEATURE_CONTROL_LOCK | (cpu_has(v, FEAT_VMX) ? FEATURE_CONTROL_VMX_OUTSIDE : 0);
+    v->x87 = (struct x87){.fcw = 0x37f}; /* as after FNINIT */
     if (!cpu_has(v, FEAT_MTRR))
         return;
     /* Write-back everywhere but the legacy video and ROM hole; the PCI hole is the machine's to know. */

@@ -107,7 +107,7 @@ class Command(unittest.TestCase):
             r = run(*args)
             self.assertEqual((r.returncode, r.stderr), (0, ""))
             self.assertIn("nestor", r.stdout)
-        for what, words in {"cpus": "intel", "instructions": "VMLAUNCH", "vmcs-fields": "GUEST_RIP",
+        for what, words in {"cpus": "intel", "instructions": "VMLAUNCH", "vmcs-fields": "GUEST_RIP", "vmcb-fields": "EXITINTINFO",
                             "vmentry-checks": "EXEC_VPID_NONZERO", "devices": "lapic", "events": "vmexit"}.items():
             r = run("list", what)
             self.assertEqual(r.returncode, 0)
@@ -130,6 +130,16 @@ class Demo(unittest.TestCase):
         self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
         self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
         self.assertIn("VM exits", r.stderr)
+
+    def test_demo_amd(self):
+        r = run("demo", "--cpu", "amd", "--timeout", "100", timeout=120)
+        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+        for level in (1, 2, 3):
+            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMMCALL 1")
+        self.assertRegex(r.stdout, r"L1 handled exits of its guest: .*VMRUN \d+")
+        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMMCALL 1")
+        self.assertIn("VMRUNs", r.stderr)
 
 
 if __name__ == "__main__":

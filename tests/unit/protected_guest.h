@@ -14,6 +14,9 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
+#ifndef GUEST_CPU
+#define GUEST_CPU "" /* the default model */
+#endif
 #define RAM (4u << 20)
 #define GDT 0x1000u
 #define IDT 0x2000u
@@ -132,7 +135,7 @@ static int setup(void **state)
     g->irq = -1;
     g->pm = physmap_new();
     clock_init(&g->clock, CLOCK_ICOUNT);
-    if (physmap_add_ram(g->pm, 0, RAM, "RAM", &err) || cpu_model_parse("", &model, features, NULL, &err))
+    if (physmap_add_ram(g->pm, 0, RAM, "RAM", &err) || cpu_model_parse(GUEST_CPU, &model, features, NULL, &err))
         return -1;
     const struct cpu_config cfg = {.model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .clock = &g->clock};
     g->v = vcpu_new(&cfg, &err);

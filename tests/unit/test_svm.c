@@ -1,0 +1,355 @@
+/* AMD-V from the instruction's side: a host runs VMRUN on a VMCB in memory, a guest of a few instructions exits. */
+#define GUEST_CPU "amd"
+#include "protected_guest.h"
+
+#include "svm/svm.h"
+
+#define VMCB 0x100000u
+#define MSRPM 0x102000u
+#define IOPM 0x104000u
+#define NPT 0x108000u
+#define GUEST_CODE 0x20000u
+#define GUEST_STACK 0x30000u
+
+static void vmcb_put(struct guest *g, enum vmcb_index n, u64 value) { put(g, VMCB + vmcb_fields[n].offset, value, vmcb_fields[n].bytes); }
+static u64 vmcb_get(struct guest *g, enum vmcb_index n) { return get(g, VMCB + vmcb_fields[n].offset, vmcb_fields[n].bytes); }
+static void intercept(struct guest *g, unsigned code)
+{
+    u32 at = VMCB + code / 8;
+    put(g, at, get(g, at, 1) | 1u << code % 8, 1);
+}
+
+static void put_segment(struct guest *g, enum vmcb_index selector, const struct segment *s)
+{
+    vmcb_put(g, selector, s->sel);
+    vmcb_put(g, selector + 1, vmcb_attrib(s));
+    vmcb_put(g, selector + 2, s->limit);
+    vmcb_put(g, selector + 3, s->base);
+}
+
+/* A guest in the host's own mode: VMRUN; HLT in the host, VMMCALL ends the guest. */
+static void make_guest(struct guest *g, bool long_mode)
+{
+    struct vcpu *v = g->v;
+    if (!v->svm)
+        assert_non_null(svm_new(v));
+    if (long_mode)
+        to_long(g);
+    v->efer |= EFER_SVME;
+    CODE_AT(g, CODE, 0x0f, 0x01, 0xd8, 0xf4);
+    put_segment(g, VMCB_ES_SELECTOR, &v->seg[SEG_ES]);
+    put_segment(g, VMCB_CS_SELECTOR, &v->seg[SEG_CS]);
+    put_segment(g, VMCB_SS_SELECTOR, &v->seg[SEG_SS]);
+    put_segment(g, VMCB_DS_SELECTOR, &v->seg[SEG_DS]);
+    vmcb_put(g, VMCB_GDTR_BASE, v->gdtr.base);
+    vmcb_put(g, VMCB_GDTR_LIMIT, v->gdtr.limit);
+    vmcb_put(g, VMCB_IDTR_BASE, v->idtr.base);
+    vmcb_put(g, VMCB_IDTR_LIMIT, v->idtr.limit);
+    vmcb_put(g, VMCB_EFER, v->efer);
+    vmcb_put(g, VMCB_CR0, v->cr0);
+    vmcb_put(g, VMCB_CR3, v->cr3);
+    vmcb_put(g, VMCB_CR4, v->cr4);
+    vmcb_put(g, VMCB_DR6, DR6_FIXED);
+    vmcb_put(g, VMCB_DR7, DR7_FIXED);
+    vmcb_put(g, VMCB_RFLAGS, FL_FIXED);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RSP, GUEST_STACK);
+    vmcb_put(g, VMCB_GUEST_ASID, 1);
+    vmcb_put(g, VMCB_MSRPM_BASE_PA, MSRPM);
+    vmcb_put(g, VMCB_IOPM_BASE_PA, IOPM);
+    vmcb_put(g, VMCB_G_PAT, 0x0007040600070406ull);
+    intercept(g, SVM_EXIT_VMRUN);
+    intercept(g, SVM_EXIT_VMMCALL);
+    intercept(g, SVM_EXIT_SHUTDOWN);
+    CODE_AT(g, GUEST_CODE, 0x0f, 0x01, 0xd9);
+    v->gpr[RAX] = VMCB;
+}
+
+/* Runs the host's VMRUN; the exit code. */
+static u64 vmrun(struct guest *g)
+{
+    struct vcpu *v = g->v;
+    v->rip = CODE;
+    v->activity = ACTIVITY_ACTIVE;
+    assert_int_equal(run(g, 10000), RUN_HALTED);
+    assert_false(v->guest_mode);
+    assert_false(v->gif);
+    assert_int_equal(v->rip, CODE + 4);
+    return vmcb_get(g, VMCB_EXITCODE);
+}
+
+static void registers(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    struct vcpu *v = g->v;
+    u64 rsp = v->gpr[RSP];
+    for (unsigned r = 0; r < 16; r++)
+        if (r != RAX && r != RSP)
+            v->gpr[r] = 0x1111111111111111ull * r;
+    vmcb_put(g, VMCB_RAX, 0xaaaa);
+    /* add rax, rbx; inc of every other register; vmmcall */
+    CODE_AT(g, GUEST_CODE, 0x48, 0x01, 0xd8, 0x48, 0xff, 0xc3, 0x48, 0xff, 0xc1, 0x48, 0xff, 0xc2, 0x48, 0xff, 0xc5, 0x48, 0xff,
+            0xc6, 0x48, 0xff, 0xc7, 0x49, 0xff, 0xc0, 0x49, 0xff, 0xc1, 0x49, 0xff, 0xc2, 0x49, 0xff, 0xc3, 0x49, 0xff, 0xc4, 0x49,
+            0xff, 0xc5, 0x49, 0xff, 0xc6, 0x49, 0xff, 0xc7, 0x50, 0x0f, 0x01, 0xd9);
+    cpu_put_rflags(v, FL_FIXED | FL_DF);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    for (unsigned r = 0; r < 16; r++)
+        if (r != RAX && r != RSP)
+            assert_true(v->gpr[r] == 0x1111111111111111ull * r + 1);
+    assert_true(v->gpr[RAX] == VMCB && v->gpr[RSP] == rsp && v->rflags & FL_DF);
+    assert_true(vmcb_get(g, VMCB_RAX) == 0xaaaa + 0x1111111111111111ull * RBX);
+    assert_int_equal(vmcb_get(g, VMCB_RSP), GUEST_STACK - 8);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE + 46);
+    assert_int_equal(vmcb_get(g, VMCB_NRIP), GUEST_CODE + 49);
+}
+
+static void instruction_exits(void **state)
+{
+    struct guest *g = *state;
+    static const struct { u8 len, code[8]; u16 exit; u64 info1; } rows[] = {
+        {2, {0x0f, 0xa2}, SVM_EXIT_CPUID, 0},
+        {1, {0xf4}, SVM_EXIT_HLT, 0},
+        {2, {0x0f, 0x31}, SVM_EXIT_RDTSC, 0},
+        {3, {0x0f, 0x01, 0xd8}, SVM_EXIT_VMRUN, 0},
+        {3, {0x0f, 0x01, 0xdd}, SVM_EXIT_CLGI, 0},
+        {2, {0xcd, 0x80}, SVM_EXIT_SWINT, 0x80},
+        {1, {0xf1}, SVM_EXIT_ICEBP, 0},
+        {1, {0x9c}, SVM_EXIT_PUSHF, 0},
+        {3, {0x0f, 0x20, 0xdf}, SVM_EXIT_READ_CR3, BIT64(63) | RDI},
+        {3, {0x0f, 0x22, 0xe6}, SVM_EXIT_WRITE_CR4, BIT64(63) | RSI},
+        {3, {0x0f, 0x21, 0xfb}, SVM_EXIT_READ_DR7, RBX},
+        {2, {0x0f, 0x06}, SVM_EXIT_WRITE_CR0, 0},
+        {3, {0x0f, 0x01, 0xe0}, SVM_EXIT_READ_CR0, 0},
+        {7, {0x0f, 0x01, 0x3d, 0x34, 0x12, 0x00, 0x00}, SVM_EXIT_INVLPG, GUEST_CODE + 7 + 0x1234},
+        {2, {0x0f, 0x32}, SVM_EXIT_MSR, 0},
+        {2, {0x0f, 0x30}, SVM_EXIT_MSR, 1},
+        {2, {0xe4, 0x60}, SVM_EXIT_IOIO, 0x60u << 16 | BIT(9) | 1 << 4 | 1},
+        {2, {0x66, 0xef}, SVM_EXIT_IOIO, 0x1234u << 16 | BIT(9) | 2 << 4},
+    };
+    make_guest(g, true);
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        intercept(g, rows[n].exit);
+        poke(g, GUEST_CODE, rows[n].code, rows[n].len);
+        g->v->gpr[RCX] = 0xc0000081;
+        g->v->gpr[RDX] = 0x1234;
+        g->v->gpr[RSI] = CR4_PAE;
+        put(g, MSRPM + 0x800 + 0x81 / 4, 3u << 2 * (0x81 % 4), 1);
+        put(g, IOPM + 0x60 / 8, 1, 1);
+        put(g, IOPM + 0x1235 / 8, 1u << 0x1235 % 8, 1);
+        u64 code = vmrun(g);
+        if (code != rows[n].exit || vmcb_get(g, VMCB_EXITINFO1) != rows[n].info1 || vmcb_get(g, VMCB_RIP) != GUEST_CODE ||
+            vmcb_get(g, VMCB_NRIP) != GUEST_CODE + rows[n].len)
+            fail_msg("row %u: exit %llx information %llx rip %llx", n, (unsigned long long)code,
+                     (unsigned long long)vmcb_get(g, VMCB_EXITINFO1), (unsigned long long)vmcb_get(g, VMCB_RIP));
+    }
+}
+
+static void refused(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, false);
+    g->v->gpr[RAX] = VMCB + 8;
+    expect_handler(g, VEC_GP);
+    make_guest(g, false);
+    g->v->rip = CODE;
+    g->v->activity = ACTIVITY_ACTIVE;
+    g->v->gpr[RSP] = STACK;
+    g->v->efer &= ~EFER_SVME;
+    expect_handler(g, VEC_UD);
+    make_guest(g, false);
+    vmcb_put(g, VMCB_GUEST_ASID, 0);
+    assert_true(vmrun(g) == SVM_EXIT_INVALID);
+    assert_int_equal(g->v->svm->stats.entry_failures, 1);
+    assert_string_equal(g->v->svm->last_failure->id, "SVM_ASID0");
+}
+
+static void exceptions(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    intercept(g, SVM_EXIT_EXCP0 + VEC_PF);
+    /* mov al, [0x600000]: not mapped */
+    CODE_AT(g, GUEST_CODE, 0x8a, 0x04, 0x25, 0x00, 0x00, 0x60, 0x00);
+    g->v->cr2 = 0x77;
+    vmcb_put(g, VMCB_CR2, 0x55);
+    assert_int_equal(vmrun(g), SVM_EXIT_EXCP0 + VEC_PF);
+    assert_int_equal(vmcb_get(g, VMCB_EXITINFO1), 0);
+    assert_int_equal(vmcb_get(g, VMCB_EXITINFO2), 0x600000);
+    assert_int_equal(vmcb_get(g, VMCB_CR2), 0x55);
+    assert_int_equal(vmcb_get(g, VMCB_INSN_LEN), 15);
+    assert_int_equal(get(g, VMCB + 0xd1, 4), 0x0025048a);
+    assert_int_equal(vmcb_get(g, VMCB_NRIP), 0);
+    /* The same while an interrupt is being delivered: its gate lies there. */
+    vmcb_put(g, VMCB_IDTR_BASE, 0x600000);
+    vmcb_put(g, VMCB_EVENTINJ, EVENT_VALID | 0x33);
+    assert_int_equal(vmrun(g), SVM_EXIT_EXCP0 + VEC_PF);
+    assert_int_equal(vmcb_get(g, VMCB_EXITINFO2), 0x600330);
+    assert_int_equal(vmcb_get(g, VMCB_EXITINTINFO), EVENT_VALID | 0x33);
+    assert_int_equal(vmcb_get(g, VMCB_EVENTINJ), 0);
+    /* An injected #GP with an error code: the handler's first instruction is HLT. */
+    vmcb_put(g, VMCB_IDTR_BASE, 0x14000);
+    vmcb_put(g, VMCB_EVENTINJ, EVENT_VALID | EVENT_ERROR_VALID | EVENT_EXCEPTION << 8 | VEC_GP | 0x1234ull << 32);
+    intercept(g, SVM_EXIT_HLT);
+    assert_int_equal(vmrun(g), SVM_EXIT_HLT);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), HANDLER(VEC_GP));
+    assert_int_equal(get(g, GUEST_STACK - 48, 8), 0x1234);
+    assert_int_equal(get(g, GUEST_STACK - 40, 8), GUEST_CODE);
+    /* A software interrupt returns to NRIP. */
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RSP, GUEST_STACK);
+    vmcb_put(g, VMCB_EVENTINJ, EVENT_VALID | EVENT_SOFT_INT << 8 | 0x80);
+    vmcb_put(g, VMCB_NRIP, GUEST_CODE + 2);
+    assert_int_equal(vmrun(g), SVM_EXIT_HLT);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), HANDLER(0x80));
+    assert_int_equal(get(g, GUEST_STACK - 40, 8), GUEST_CODE + 2);
+}
+
+static void virtual_interrupts(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    intercept(g, SVM_EXIT_HLT);
+    /* cli; nop; sti; nop; vmmcall */
+    CODE_AT(g, GUEST_CODE, 0xfa, 0x90, 0xfb, 0x90, 0x0f, 0x01, 0xd9);
+    vmcb_put(g, VMCB_INT_CTL, V_INTR_MASKING | V_IRQ | 5 << 16 | 4);
+    vmcb_put(g, VMCB_INT_VECTOR, 0x66);
+    assert_int_equal(vmrun(g), SVM_EXIT_HLT);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), HANDLER(0x66));
+    assert_int_equal(vmcb_get(g, VMCB_INT_CTL) & V_IRQ, 0);
+    assert_int_equal(get(g, GUEST_STACK - 40, 8), GUEST_CODE + 4); /* behind the STI's shadow */
+    /* Not above V_TPR: nothing. Then intercepted. */
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RSP, GUEST_STACK);
+    vmcb_put(g, VMCB_INT_CTL, V_INTR_MASKING | V_IRQ | 4 << 16 | 4);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_true(vmcb_get(g, VMCB_INT_CTL) & V_IRQ);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RFLAGS, FL_FIXED);
+    vmcb_put(g, VMCB_INT_CTL, V_INTR_MASKING | V_IRQ | V_IGN_TPR);
+    intercept(g, SVM_EXIT_VINTR);
+    assert_int_equal(vmrun(g), SVM_EXIT_VINTR);
+    assert_true(vmcb_get(g, VMCB_INT_CTL) & V_IRQ);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE + 4);
+    /* A guest whose virtual GIF is clear has no virtual interrupts until it sets it. */
+    CODE_AT(g, GUEST_CODE, 0xfb, 0x90, 0x90, 0x0f, 0x01, 0xdc, 0x90);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RFLAGS, FL_FIXED);
+    vmcb_put(g, VMCB_INT_CTL, V_INTR_MASKING | V_IRQ | V_IGN_TPR | V_GIF_ENABLE);
+    assert_int_equal(vmrun(g), SVM_EXIT_VINTR);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE + 6);
+    assert_true(vmcb_get(g, VMCB_INT_CTL) & V_GIF);
+}
+
+/* With V_INTR_MASKING the host's IF decides about physical interrupts, without it the guest's. */
+static void physical_interrupts(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    intercept(g, SVM_EXIT_INTR);
+    CODE_AT(g, GUEST_CODE, 0x90, 0xfb, 0x90, 0x90, 0x0f, 0x01, 0xd9); /* nop; sti; nop; nop; vmmcall */
+    interrupt(g, 0x44);
+    assert_int_equal(vmrun(g), SVM_EXIT_INTR);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE + 2); /* an exit does not wait for the shadow */
+    assert_int_equal(g->irq, 0x44);
+    vmcb_put(g, VMCB_INTERRUPT_SHADOW, 0);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_INT_CTL, V_INTR_MASKING);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_RFLAGS, FL_FIXED);
+    cpu_put_rflags(g->v, FL_FIXED | FL_IF);
+    assert_int_equal(vmrun(g), SVM_EXIT_INTR);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE);
+}
+
+static void nested_paging(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    put(g, NPT, (NPT + 0x1000) | 7, 8);
+    put(g, NPT + 0x1000, (NPT + 0x2000) | 7, 8);
+    put(g, NPT + 0x2000, 0x87, 8);
+    put(g, NPT + 0x2008, 0x200085, 8); /* read-only */
+    vmcb_put(g, VMCB_NESTED_CTL, NESTED_CTL_NP);
+    vmcb_put(g, VMCB_N_CR3, NPT);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    /* mov [0x200010], al */
+    CODE_AT(g, GUEST_CODE, 0x88, 0x04, 0x25, 0x10, 0x00, 0x20, 0x00);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    assert_int_equal(vmrun(g), SVM_EXIT_NPF);
+    assert_true(vmcb_get(g, VMCB_EXITINFO1) == 0x100000007ull);
+    assert_int_equal(vmcb_get(g, VMCB_EXITINFO2), 0x200010);
+    assert_int_equal(vmcb_get(g, VMCB_INSN_LEN), 15);
+    /* The guest's PAT is its own. */
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    CODE_AT(g, GUEST_CODE, 0xb9, 0x77, 0x02, 0x00, 0x00, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30, 0x0f, 0x01, 0xd9);
+    u64 pat = g->v->pat;
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_true(g->v->pat == pat && vmcb_get(g, VMCB_G_PAT) == 0);
+}
+
+/* A field whose clean bit is set may be the processor's copy of the latest exit from the same VMCB. */
+static void clean_bits(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    vmcb_put(g, VMCB_CLEAN, BIT(CLEAN_CR2) | BIT(CLEAN_ASID));
+    vmcb_put(g, VMCB_GUEST_ASID, 0);
+    vmcb_put(g, VMCB_CR2, 0x1234);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(vmcb_get(g, VMCB_CR2), 0);
+    vmcb_put(g, VMCB_CLEAN, 0);
+    assert_true(vmrun(g) == SVM_EXIT_INVALID);
+}
+
+static void more_state(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    struct vcpu *v = g->v;
+    CODE_AT(g, CODE, 0x0f, 0x01, 0xda, 0x0f, 0x01, 0xdb, 0xf4); /* vmload; vmsave; hlt */
+    vmcb_put(g, VMCB_FS_BASE, 0x0000900000000000ull); /* not canonical */
+    vmcb_put(g, VMCB_GS_SELECTOR, 0x23);
+    vmcb_put(g, VMCB_GS_ATTRIB, 0xcf3);
+    vmcb_put(g, VMCB_TR_ATTRIB, 0x8b);
+    vmcb_put(g, VMCB_STAR, 0x1234567890abcdefull);
+    vmcb_put(g, VMCB_KERNEL_GS_BASE, 0xffff888000000000ull);
+    v->rip = CODE;
+    assert_int_equal(run(g, 100), RUN_HALTED);
+    assert_true(v->seg[SEG_FS].base == 0xffff900000000000ull && vmcb_get(g, VMCB_FS_BASE) == 0xffff900000000000ull);
+    assert_int_equal(v->seg[SEG_GS].sel, 0x23);
+    assert_int_equal(v->seg[SEG_GS].ar, AR_G | AR_DB | 0xf3);
+    assert_true(v->star == 0x1234567890abcdefull && v->kernel_gs_base == 0xffff888000000000ull);
+    assert_int_equal(vmcb_get(g, VMCB_GS_ATTRIB), 0xcf3);
+}
+
+/* A host that single-steps VMRUN traps behind it, when the guest has exited. */
+static void single_step(void **state)
+{
+    struct guest *g = *state;
+    make_guest(g, true);
+    g->v->rip = CODE;
+    cpu_put_rflags(g->v, FL_FIXED | FL_TF);
+    assert_int_equal(run(g, 1000), RUN_HALTED);
+    assert_int_equal(g->v->rip, HANDLER(VEC_DB) + 1);
+    assert_int_equal(get(g, STACK - 40, 8), CODE + 3);
+    assert_int_equal(vmcb_get(g, VMCB_EXITCODE), SVM_EXIT_VMMCALL);
+}
+
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, free_svm)
+static int free_svm(void **state)
+{
+    svm_free(((struct guest *)*state)->v);
+    return teardown(state);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(registers), T(instruction_exits), T(refused), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
+        T(nested_paging), T(clean_bits), T(more_state), T(single_step),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
