@@ -116,7 +116,7 @@ static void write_controls(struct hypervisor *h, struct vmcb *vmcb, bool with_np
     vmcb->nested_cr3 = (uint64_t)h->npt_pml4;
 }
 
-static void guest_entry(unsigned level)
+static void svm_guest_entry(unsigned level)
 {
     demo_main(level);
     __asm__ volatile("vmmcall" : : "a"(CALL_DONE));
@@ -139,7 +139,7 @@ static void write_guest_state(struct hypervisor *h, unsigned level)
     vmcb->dr7 = 0x400;
     vmcb->g_pat = rdmsr(0x277);
     vmcb->rflags = 2;
-    vmcb->rip = (uint64_t)guest_entry;
+    vmcb->rip = (uint64_t)svm_guest_entry;
     vmcb->rsp = (uint64_t)h->guest_stack + sizeof(h->guest_stack) - 8;
     h->regs.rdi = level;
 }

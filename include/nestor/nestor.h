@@ -75,6 +75,12 @@ struct nestor_result {
 struct nestor *nestor_new(const struct nestor_config *config, struct nestor_error *err);
 void nestor_free(struct nestor *n);
 
+/*
+ * Lets gdb connect, to "unix:PATH" or "[HOST:]PORT" (host 127.0.0.1 when none is given), while
+ * nestor_run() runs; @wait: nothing runs before it has. Returns 0, or -1 and fills *err.
+ */
+int nestor_gdb(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
+
 /* Runs until something of enum nestor_stop_reason happens; @timeout in seconds, 0 for none. */
 struct nestor_result nestor_run(struct nestor *n, double timeout);
 /* Makes nestor_run() return soon. May be called from another thread or a signal handler. */
@@ -91,7 +97,7 @@ bool nestor_list(const char *what, FILE *out);
 /*
  * Judges a VMCS from another system by every row of the VM-entry check table and prints the rows that
  * fail, with what would satisfy them, and those that cannot be evaluated. @text holds the lines of KVM's
- * dump_vmcs in a Linux kernel log, or a JSON object of field names; @number picks one of several dumps
+ * dump_vmcs or dump_vmcb (then the rows of VMRUN judge) in a Linux kernel log, or a JSON object of field names; @number picks one of several dumps
  * (0: the last). @name is for messages. Returns the number of failing rows, or -1 and fills *err.
  */
 int nestor_vmcs_check(const char *name, const char *text, size_t len, unsigned number, bool json, FILE *out, struct nestor_error *err);

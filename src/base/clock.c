@@ -27,6 +27,14 @@ void clock_follow(struct clock *c, const u64 *live)
     c->live_base = live ? *live : 0;
 }
 
+u64 clock_stop(const struct clock *c) { return clock_now(c); }
+
+void clock_continue(struct clock *c, u64 stopped)
+{
+    if (c->kind == CLOCK_HOST)
+        c->host_base = host_now() - stopped;
+}
+
 void clock_advance(struct clock *c, u64 ns) { c->icount_ns += ns; }
 
 u64 clock_next(const struct clock *c) { return c->armed ? c->armed->deadline : UINT64_MAX; }

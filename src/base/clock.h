@@ -35,6 +35,9 @@ u64 clock_now(const struct clock *c);
 void clock_advance(struct clock *c, u64 ns);
 /* icount only: while a slice runs, time also follows the instruction count @live (NULL: it does not). */
 void clock_follow(struct clock *c, const u64 *live);
+/* No time passes between clock_stop(), whose result goes to it, and clock_continue(): a debugger's pause. */
+u64 clock_stop(const struct clock *c);
+void clock_continue(struct clock *c, u64 stopped);
 /* The soonest deadline, UINT64_MAX when no timer is armed. */
 u64 clock_next(const struct clock *c);
 /* Fires every timer whose deadline has passed; returns how many. */

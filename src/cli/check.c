@@ -120,10 +120,10 @@ static const struct option_row explain_rows[] = {{"json", NULL, "print JSON", se
 const struct command command_vmcs_check = {
     .name = "vmcs-check", .args = "FILE [OPTION...]", .options = vmcs_check_rows, .run = vmcs_check_command,
     .summary = "Finds the VM-entry checks that a dumped VMCS fails. FILE (- for standard input) is a Linux kernel log\n"
-               "with KVM's dump_vmcs lines in it, or JSON: {\"GUEST_CR0\": \"0x80000031\", ...}. JSON may also describe the\n"
-               "processor: capability MSRs (\"IA32_VMX_TRUE_PINBASED_CTLS\"...), \"MAXPHYADDR\", \"LINEAR_WIDTH\"; without\n"
-               "that, a processor with every control the manual names is assumed. Exit status: 0 no row fails; 1 rows\n"
-               "fail; 2 no dump could be read.",
+               "with the lines of KVM's dump_vmcs (or of dump_vmcb: AMD-V) in it, or JSON: {\"GUEST_CR0\": \"0x33\", ...}.\n"
+               "JSON may also describe the processor: capability MSRs (\"IA32_VMX_TRUE_PINBASED_CTLS\"...), \"MAXPHYADDR\",\n"
+               "\"LINEAR_WIDTH\"; without that, a processor with every control the manual names is assumed. Exit status:\n"
+               "0 no row fails; 1 rows fail; 2 no dump could be read.",
 };
 const struct command command_explain = {
     .name = "explain", .args = "ID [OPTION...]", .options = explain_rows, .run = explain_command,

@@ -10,6 +10,8 @@ struct run_options {
     enum console_kind console;
     const char *console_path;
     double timeout;
+    const char *gdb;
+    bool gdb_wait;
     bool stats;
 };
 
@@ -122,6 +124,20 @@ static int set_no_reboot(void *target, const char *value, struct nestor_error *e
     return 0;
 }
 
+static int set_gdb(void *target, const char *value, struct nestor_error *err)
+{
+    (void)err;
+    OPTIONS(target)->gdb = value;
+    return 0;
+}
+
+static int set_gdb_wait(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->gdb_wait = true;
+    return 0;
+}
+
 static int set_stats(void *target, const char *value, struct nestor_error *err)
 {
     (void)value, (void)err;
@@ -132,6 +148,9 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
 #define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
+#define GDB_OPTIONS                                                                                             \
+    {"gdb", "unix:PATH|[HOST:]PORT", "let gdb connect there (HOST: 127.0.0.1 unless given)", set_gdb},            \
+    {"gdb-wait", NULL, "with --gdb: run nothing before gdb has connected", set_gdb_wait}
 #define TRACE_OPTIONS                                                                                           \
     {"trace", "EVENT[,EVENT]", "log these events (nestor list events), or all", set_trace},                       \
     {"log", "FILE", "write the log there instead of standard error", set_log}
@@ -150,6 +169,7 @@ static const struct option_row run_rows[] = {
     TIMEOUT_OPTION,
     ENGINE_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
+    GDB_OPTIONS,
     TRACE_OPTIONS,
     {0},
 };
@@ -158,6 +178,7 @@ static const struct option_row demo_rows[] = {
     CPU_OPTION,
     ENGINE_OPTION,
     TIMEOUT_OPTION,
+    GDB_OPTIONS,
     TRACE_OPTIONS,
     {0},
 };
@@ -192,12 +213,19 @@ static int run_machine(const struct command *c, struct run_options *o)
     struct nestor_error err;
     o->config.api_version = NESTOR_API_VERSION;
     o->config.serial_wait_fd = -1;
+    if (o->gdb_wait && !o->gdb)
+        return usage_error(c, "--gdb-wait: expected --gdb too");
     struct console *console = console_open(o->console, o->console_path, &err);
     if (!console)
         return usage_error(c, "--serial file:%s", err.text);
     console_attach(console, &o->config);
     struct nestor *n = nestor_new(&o->config, &err);
     if (!n) {
+        console_close(console);
+        return usage_error(c, "%s", err.text);
+    }
+    if (o->gdb && nestor_gdb(n, o->gdb, o->gdb_wait, &err)) {
+        nestor_free(n);
         console_close(console);
         return usage_error(c, "%s", err.text);
     }

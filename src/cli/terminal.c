@@ -37,10 +37,12 @@ static void on_terminate(int signo)
         nestor_stop(stop_machine);
 }
 
-/* SIGABRT and crashes: give the terminal back, then die as before. */
+/* panic() and crashes: give the terminal back, then end as documented or die as before. */
 static void on_crash(int signo)
 {
     restore_terminal();
+    if (signo == SIGABRT)
+        _exit(EXIT_INTERNAL); /* panic() has said what it found */
     signal(signo, SIG_DFL);
     raise(signo);
 }

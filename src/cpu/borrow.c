@@ -439,7 +439,46 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
     PUT(c, 0xc3);
 }
 
-static void build_x87(struct thunk *t, struct code *c, const struct insn *i)
+/*
+ * The same with only the registers that matter on the host's stack: ST(0) on top, ST(i) below it. The
+ * caller has seen to the control word, to clear flags, and that nothing is empty that should not be.
+ */
+static void build_x87_fast(const struct borrow *b, struct thunk *t, struct code *c, const struct insn *i, const u8 *insn,
+                           unsigned len)
+{
+    unsigned plan = x87_plan(i);
+    t->x87op.plan = (u16)plan;
+    if (!plan || plan & X87_COPY)
+        return;
+    c->p += -(uintptr_t)c->p & 15;
+    t->x87op.fast = (u16 (*)(void *, void *, u32 *, void *, void *))(uintptr_t)(b->rx + (c->p - b->rw));
+    PUT(c, 0xf3, 0x0f, 0x1e, 0xfa);
+    if (plan & X87_STI)
+        PUT(c, 0x41, 0xdb, 0x28); /* fld tbyte [r8] */
+    if (plan & X87_ST0)
+        PUT(c, 0xdb, 0x2f); /* fld tbyte [rdi] */
+    put(c, insn, len);
+    if (plan & X87_STI) /* it is ST(1) here, or alone */
+        c->p[-1] = (u8)((c->p[-1] & 0xf8) | (plan & X87_ST0 ? 1 : 0));
+    if (plan & X87_FLAGS)
+        put_flags_store(c, RDX, 0);
+    PUT(c, 0xdf, 0xe0); /* fnstsw ax */
+    if (plan & X87_PUSH || (plan & X87_ST0 && !(plan & (X87_POP | X87_POP2)))) {
+        if (plan & (X87_SET0 | X87_PUSH))
+            PUT(c, 0xdb, 0x3f); /* fstp tbyte [rdi] */
+        else
+            PUT(c, 0xdd, 0xd8); /* fstp st(0) */
+    }
+    if (plan & X87_STI && !(plan & X87_POP2)) {
+        if (plan & X87_SETI)
+            PUT(c, 0x41, 0xdb, 0x38); /* fstp tbyte [r8] */
+        else
+            PUT(c, 0xdd, 0xd8);
+    }
+    PUT(c, 0xc3);
+}
+
+static void build_x87(const struct borrow *b, struct thunk *t, struct code *c, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     for (unsigned n = 0; n < row->nopnd; n++)
@@ -465,13 +504,14 @@ static void build_x87(struct thunk *t, struct code *c, const struct insn *i)
     PUT(c, 0xdb, 0xe3);             /* fninit: forgets it */
     PUT(c, 0xc3);
     t->is_x87 = true;
+    build_x87_fast(b, t, c, i, encoded, len);
 }
 
 static void build(struct borrow *b, struct thunk *t, u8 *at, const struct insn *i)
 {
     struct code c = { at };
     if (insn_row(i)->map == 0 && insn_row(i)->opcode >= 0xd8 && insn_row(i)->opcode <= 0xdf && !insn_row(i)->vex)
-        build_x87(t, &c, i);
+        build_x87(b, t, &c, i);
     else
         build_simd(b, t, &c, i);
     size_t len = (size_t)(c.p - at);

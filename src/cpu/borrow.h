@@ -25,11 +25,32 @@ bool borrow_uses_mxcsr(const struct insn_row *row);
 static inline bool borrow_mxcsr_plain(u32 mxcsr) { return (mxcsr & ~MXCSR_FLAGS & ~MXCSR_PLAIN_CONTROL) == MXCSR_MASKS; }
 
 /* ---- x87.c ---- */
-/* Runs one x87 instruction through @run (fxrstor, instruction, fxsave, fninit on a 512-byte image). */
+/*
+ * Runs one x87 instruction through @run (fxrstor, instruction, fxsave, fninit on a 512-byte image), or
+ * through @fast, which loads only the registers that the instruction uses and returns FSW; @plan says
+ * which those are and what it does to the stack.
+ */
 struct x87_op {
     void (*run)(void *image, void *mem, u32 *aflags);
+    u16 (*fast)(void *st0, void *mem, u32 *aflags, void *unused, void *sti);
+    u16 plan; /* enum x87_plan; 0: @run only */
     u8 mem_size, mem_access; /* as struct operand */
 };
+enum x87_plan {
+    X87_ST0 = BIT(0),   /* reads ST(0) */
+    X87_STI = BIT(1),   /* reads ST(i) */
+    X87_SET0 = BIT(2),  /* writes ST(0) */
+    X87_SETI = BIT(3),  /* writes ST(i) */
+    X87_POP = BIT(4),
+    X87_POP2 = BIT(5),
+    X87_PUSH = BIT(6),
+    X87_CC = BIT(7),    /* sets C0, C2, C3 */
+    X87_FLAGS = BIT(8), /* sets RFLAGS */
+    X87_COPY = BIT(9),  /* ST(i) becomes ST(0): no host code */
+    X87_KEEP_C1 = BIT(10),
+};
+/* The plan of an instruction, 0 when it is too seldom or too particular to have one. */
+unsigned x87_plan(const struct insn *i);
 void x87_borrow(struct vcpu *v, const struct insn *i, const struct x87_op *op);
 /* TOP becomes @top; the physical registers stay, so the stack-ordered array turns. */
 void x87_set_top(struct vcpu *v, unsigned top);

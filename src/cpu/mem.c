@@ -50,10 +50,27 @@ static void watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
     }
 }
 
+/* A debugger's watched ranges: noted, for it to see before the next instruction. */
+static void debug_watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
+{
+    struct vcpu_debug *d = v->debug;
+    for (unsigned n = 0; n < d->nwatch; n++) {
+        const struct debug_watch *w = &d->watch[n];
+        if (w->kind & (write ? WATCH_WRITE : WATCH_READ) && (la - w->la < w->len || w->la - la < size)) {
+            d->hit = true;
+            d->hit_watch = *w;
+            d->hit_la = la - w->la < w->len ? la : w->la;
+            return;
+        }
+    }
+}
+
 static inline void watch(struct vcpu *v, gva_t la, unsigned size, bool write)
 {
     if (unlikely(v->dr7 & 0xff))
         watch_hit(v, la, size, write);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, write);
 }
 
 /* ---- one translated run ---- */
@@ -338,7 +355,7 @@ u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
     if (likely(one_page(m->la, size))) {
         struct translation t;
         translate(v, m->la, access, &t);
-        if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff)))
+        if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff) && !v->debug))
             m->host = t.host;
         /* The read half of a device access must not look like a write to it. */
         return value_read(v, m->la, &t, size, access & ~ACCESS_WRITE);

@@ -193,6 +193,38 @@ struct event {
     u64 payload;  /* #PF: CR2; #DB: DR6 bits */
 };
 
+/*
+ * What a debugger asks of the core. v->debug is NULL unless one is attached; only then does anything
+ * here cost time, and only interp_run_debug() (debug.h) calls before().
+ */
+enum watch_kind { WATCH_WRITE = 1, WATCH_READ = 2 };
+
+#define DEBUG_WATCHES 16
+#define DEBUG_WATCH_MAX 4096u /* bytes: a watched range covers at most two pages */
+
+struct debug_watch {
+    gva_t la;
+    u32 len;
+    u8 kind; /* enum watch_kind, both for any access */
+};
+
+struct vcpu;
+struct vcpu_debug {
+    /*
+     * Before each instruction, when the boundary in front of it has been dealt with (interrupts taken,
+     * traps delivered). True: stop here; v->rip is the instruction's, which has not run.
+     */
+    bool (*before)(struct vcpu *v, const struct insn *i);
+    void *opaque;
+    bool held; /* stopped by before(): what follows a boundary already taken comes next */
+    struct debug_watch watch[DEBUG_WATCHES]; /* mmu_watch_changed() after a change */
+    unsigned nwatch;
+    /* The latest access to a watched range; the debugger clears it. */
+    bool hit;
+    struct debug_watch hit_watch;
+    gva_t hit_la;
+};
+
 struct virt_ops;
 struct intc_ops;
 struct irq_line;
@@ -285,6 +317,7 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
+    struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;

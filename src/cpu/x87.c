@@ -15,6 +15,8 @@
 #define FSW_ES BIT(7)
 #define FSW_B BIT(15)
 #define FSW_EXCEPTIONS 0x3fu
+#define FSW_C1 BIT(9)
+#define FSW_C023 (BIT(8) | BIT(10) | BIT(14))
 #define FCW_VALID 0x1f3fu /* the rest reads as 0, bit 6 as 1 */
 #define FCW_ONE 0x40u
 #define MISC_ENABLE_FOPCODE BIT64(2)
@@ -105,8 +107,152 @@ static void note_instruction(struct vcpu *v, const struct insn *i, bool unmasked
     }
 }
 
+/* ---- the short way: only the registers that take part ---- */
+
+static unsigned plan_memory(unsigned op, unsigned r)
+{
+    const unsigned load = X87_PUSH, store = X87_ST0, pop = X87_ST0 | X87_POP, none = 0;
+    switch (op) {
+    case 0xd8: case 0xda: case 0xdc: case 0xde:
+        return r == 2 ? X87_ST0 | X87_CC : r == 3 ? X87_ST0 | X87_CC | X87_POP : X87_ST0 | X87_SET0;
+    case 0xd9: return (const unsigned[8]){load, none, store, pop}[r];
+    case 0xdb: return (const unsigned[8]){load, pop, store, pop, none, load, none, pop}[r];
+    case 0xdd: return (const unsigned[8]){load, pop, store, pop}[r];
+    default: return (const unsigned[8]){load, pop, store, pop, none, load, none, pop}[r];
+    }
+}
+
+/* FCOMI and its kin clear C1 by the book (SDM vol. 2); there are processors that leave it. The guest gets the host's way. */
+static unsigned fcomi_plan(void)
+{
+    u16 fsw;
+    __asm__ volatile("fld1; fchs; fxam; fcomi %%st(0), %%st; fnstsw %0; fstp %%st(0)" : "=a"(fsw) : : "cc");
+    return X87_ST0 | X87_STI | X87_FLAGS | (fsw & FSW_C1 ? X87_KEEP_C1 : 0);
+}
+
+unsigned x87_plan(const struct insn *i)
+{
+    unsigned op = i->opcode, r = i->modrm >> 3 & 7, n = i->modrm & 7, two = X87_ST0 | X87_STI;
+    bool compare = r == 2 || r == 3;
+    if (i->flags & INSN_MEM)
+        return plan_memory(op, r);
+    switch (op) {
+    case 0xd8:
+        return two | (r == 2 ? X87_CC : r == 3 ? X87_CC | X87_POP : X87_SET0);
+    case 0xd9:
+        if (r == 0)
+            return X87_STI | X87_PUSH;
+        if (r == 1 && n)
+            return two | X87_SET0 | X87_SETI;
+        switch (i->modrm) {
+        case 0xe0: case 0xe1: case 0xfa: case 0xfc: /* FCHS, FABS, FSQRT, FRNDINT */
+            return X87_ST0 | X87_SET0;
+        case 0xe4: /* FTST */
+            return X87_ST0 | X87_CC;
+        }
+        return i->modrm >= 0xe8 && i->modrm <= 0xee ? X87_PUSH : 0; /* constants */
+    case 0xda: /* FUCOMPP */
+        return i->modrm == 0xe9 ? two | X87_CC | X87_POP2 : 0;
+    case 0xdb: /* FUCOMI, FCOMI */
+        return r == 5 || r == 6 ? fcomi_plan() : 0;
+    case 0xdc:
+        return n && !compare ? two | X87_SETI : 0;
+    case 0xdd:
+        return r == 2 ? X87_COPY : r == 3 ? X87_COPY | X87_POP : r == 4 ? two | X87_CC : r == 5 ? two | X87_CC | X87_POP : 0;
+    case 0xde:
+        if (i->modrm == 0xd9) /* FCOMPP */
+            return two | X87_CC | X87_POP2;
+        return n && !compare ? two | X87_SETI | X87_POP : 0;
+    default: /* DF: FUCOMIP, FCOMIP */
+        return r == 5 || r == 6 ? fcomi_plan() | X87_POP : 0;
+    }
+}
+
+static inline bool valid(const struct x87 *f, unsigned n) { return f->ftw >> ((FSW_TOP(f->fsw) + n) & 7) & 1; }
+
+static void pop(struct x87 *f)
+{
+    unsigned top = FSW_TOP(f->fsw);
+    u8 old[16];
+    memcpy(old, f->st[0], 16);
+    memmove(f->st[0], f->st[1], 7 * 16);
+    memcpy(f->st[7], old, 16);
+    f->ftw &= (u8)~BIT(top);
+    f->fsw = (u16)((f->fsw & ~0x3800u) | ((top + 1) & 7) << 11);
+}
+
+static void push(struct x87 *f, const u8 value[16])
+{
+    unsigned top = (FSW_TOP(f->fsw) - 1) & 7;
+    memmove(f->st[1], f->st[0], 7 * 16);
+    memcpy(f->st[0], value, 16);
+    f->ftw |= (u8)BIT(top);
+    f->fsw = (u16)((f->fsw & ~0x3800u) | top << 11);
+}
+
+/* With every exception masked, and no stack fault in sight. False: nothing was done. */
+static bool run_fast(struct vcpu *v, const struct insn *i, const struct x87_op *op)
+{
+    struct x87 *f = &v->x87;
+    unsigned plan = op->plan, n = i->modrm & 7;
+    u8 *st0 = f->st[0], *sti = f->st[n];
+    _Alignas(16) u8 mem[16] = {0}, value[16] = {0};
+    static const u16 host_fcw = 0x37f;
+    u64 ea = 0;
+
+    if ((f->fcw & FSW_EXCEPTIONS) != FSW_EXCEPTIONS || ((plan & (X87_ST0 | X87_COPY)) && !valid(f, 0)) ||
+        ((plan & X87_STI) && !valid(f, n)) || ((plan & X87_PUSH) && valid(f, 7)))
+        return false;
+    if (plan & X87_COPY) {
+        memcpy(sti, st0, 16);
+        f->ftw |= (u8)BIT((FSW_TOP(f->fsw) + n) & 7);
+        f->fsw &= (u16)~FSW_C1;
+        if (plan & X87_POP)
+            pop(f);
+        note_instruction(v, i, false);
+        return true;
+    }
+    if (op->mem_access) {
+        ea = insn_ea(v, i);
+        if (op->mem_access & 2) {
+            mem_probe_write(v, i->seg, ea, op->mem_size);
+        } else {
+            switch (op->mem_size) {
+            case 4: store32(mem, mem_read32(v, i->seg, ea)); break;
+            case 8: store64(mem, mem_read64(v, i->seg, ea)); break;
+            default: mem_read_bytes(v, i->seg, ea, mem, op->mem_size);
+            }
+        }
+    }
+    u16 fsw;
+    __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    if (fsw & FSW_EXCEPTIONS & ~f->fsw) /* left by others; those that the guest has too do not matter */
+        __asm__ volatile("fnclex");
+    if (f->fcw != host_fcw)
+        __asm__ volatile("fldcw %0" : : "m"(f->fcw));
+    fsw = op->fast(plan & X87_PUSH ? value : st0, mem, &v->aflags, NULL, sti);
+    if (f->fcw != host_fcw)
+        __asm__ volatile("fldcw %0" : : "m"(host_fcw));
+
+    if (op->mem_access & 2)
+        mem_write_bytes(v, i->seg, ea, mem, op->mem_size);
+    unsigned replaced = (plan & X87_KEEP_C1 ? 0 : FSW_C1) | (plan & X87_CC ? FSW_C023 : 0);
+    f->fsw = (u16)((f->fsw & ~replaced) | (fsw & (replaced | FSW_EXCEPTIONS)));
+    if (plan & X87_PUSH) {
+        push(f, value);
+    } else if (plan & (X87_POP | X87_POP2)) {
+        pop(f);
+        if (plan & X87_POP2)
+            pop(f);
+    }
+    note_instruction(v, i, false);
+    return true;
+}
+
 void x87_borrow(struct vcpu *v, const struct insn *i, const struct x87_op *op)
 {
+    if (likely(op->plan) && likely(run_fast(v, i, op)))
+        return;
     /* 512 bytes as FXSAVE lays them out (SDM vol. 1, 10.5.1); the XMM part is loaded and saved too, but nobody's. */
     _Alignas(16) u8 image[512];
     _Alignas(16) u8 mem[16] = { 0 };

@@ -1,5 +1,6 @@
 /* nestor vmcs-check and nestor explain: the public functions and what they print. */
 #include "debug/check.h"
+#include "debug/vmcb_check.h"
 #include "nestor/nestor.h"
 
 #include <inttypes.h>
@@ -228,6 +229,12 @@ int nestor_vmcs_check(const char *name, const char *text, size_t len, unsigned n
 {
     struct vmcs_dump d;
     struct error err;
+    if (vmcb_check_mine(text, len)) {
+        int failed = vmcb_check(name, text, len, number, json, out, &err);
+        if (failed < 0 && nerr)
+            snprintf(nerr->text, sizeof(nerr->text), "%.100s: %.400s", name, err.text);
+        return failed;
+    }
     if (vmcs_dump_read(&d, text, len, number, &err)) {
         if (nerr)
             snprintf(nerr->text, sizeof(nerr->text), "%.100s: %.400s", name, err.text);
@@ -241,6 +248,8 @@ int nestor_explain(const char *id, bool json, FILE *out, struct nestor_error *ne
     static const char *const widths[] = {"16 bits", "64 bits", "32 bits", "natural width"};
     unsigned n;
     int row = check_find(id);
+    if (row < 0 && !vmcb_explain(id, json, out))
+        return 0;
     if (row < 0) {
         if (nerr)
             snprintf(nerr->text, sizeof(nerr->text), "no check is called '%.64s' (nestor list vmentry-checks)", id);

@@ -191,6 +191,8 @@ void nestor_free(struct nestor *m)
 {
     if (!m)
         return;
+    if (m->debugger)
+        m->debugger->free(m);
     machine_free_devices(m);
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);

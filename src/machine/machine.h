@@ -13,6 +13,17 @@
 
 #define MACHINE_MAX_CPUS 64
 
+/* What a debugger hangs into the run loop (src/debug); nothing of it is called while there is none. */
+struct machine_debugger {
+    /* Between slices: may hold the machine as long as it likes. False: end the run. */
+    bool (*between)(struct nestor *m);
+    /* Runs @v in place of the engine; sets *stop when the other processors shall not have their turn. */
+    enum run_result (*run)(struct nestor *m, struct vcpu *v, bool *stop);
+    /* The run is about to end with @result: the last look at it. */
+    void (*ending)(struct nestor *m, const struct nestor_result *result);
+    void (*free)(struct nestor *m);
+};
+
 struct nestor {
     struct board board; /* first: devices hand it back */
     struct clock clock;
@@ -26,6 +37,9 @@ struct nestor {
     struct boot boot;
     struct nestor_config config;
     u64 ram;
+
+    const struct machine_debugger *debugger; /* NULL: none */
+    void *debugger_state;
 
     /* requests of devices and of nestor_stop(), acted on between slices */
     _Atomic bool want_stop;

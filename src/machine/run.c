@@ -112,6 +112,8 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
                 panic("the image cannot be loaded again: %s", err.text);
         }
         clock_run(&m->clock);
+        if (unlikely(m->debugger != NULL) && !m->debugger->between(m))
+            break;
         if (m->suspended) {
             struct error err;
             if (!machine_wants_wake(m))
@@ -124,7 +126,7 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             machine_serial_input(m);
             machine_serial_flush(m);
         }
-        bool any = false;
+        bool any = false, stop = false;
         u64 length = slice_length(m), longest = 0;
         for (unsigned i = 0; i < m->ncpus; i++) {
             struct vcpu *v = m->cpu[i];
@@ -135,16 +137,16 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, &v->icount);
             m->running = v;
-            enum run_result r = m->engine->run(v);
+            enum run_result r = likely(!m->debugger) ? m->engine->run(v) : m->debugger->run(m, v, &stop);
             m->running = NULL;
             if (m->clock.kind == CLOCK_ICOUNT)
                 clock_follow(&m->clock, NULL);
             if (v->icount - start > longest)
                 longest = v->icount - start;
-            any |= v->icount != start || r != RUN_HALTED;
+            any |= v->icount != start || r != RUN_HALTED || stop;
             if (r == RUN_SHUTDOWN)
                 m->triple_fault = true;
-            if (m->want_exit || m->want_power_off || m->want_reset || m->suspended)
+            if (m->want_exit || m->want_power_off || m->want_reset || m->suspended || stop)
                 break;
         }
         m->slices++;
@@ -161,6 +163,8 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
         turn = 0;
     }
     machine_serial_flush(m);
+    if (m->debugger)
+        m->debugger->ending(m, &result);
     m->ran_ns += host_time_ns() - began;
     return result;
 }

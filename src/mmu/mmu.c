@@ -140,7 +140,7 @@ struct mmu {
     struct tlb *space[SPACES];
     u64 stamp;
     u64 apic_page;
-    gva_t watch[4];
+    gva_t watch[4 + 2 * DEBUG_WATCHES];
     unsigned nwatch;
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
@@ -805,6 +805,12 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
         unsigned kind = v->dr7 >> (16 + 4 * n) & 3; /* 0 code, 1 write, 2 I/O, 3 read and write */
         if (enabled && (kind & 1))
             m->watch[m->nwatch++] = v->dr[n] & PAGE_MASK;
+    }
+    for (unsigned n = 0; v->debug && n < v->debug->nwatch; n++) {
+        const struct debug_watch *w = &v->debug->watch[n];
+        m->watch[m->nwatch++] = w->la & PAGE_MASK;
+        if (((w->la + w->len - 1) ^ w->la) & PAGE_MASK)
+            m->watch[m->nwatch++] = (w->la + w->len - 1) & PAGE_MASK;
     }
 }
 

@@ -112,6 +112,37 @@ def kvm_lines(f, layout):
     return out
 
 
+def valid_vmcb():
+    return {"intercepts": (0xBC4C8027, 0x2E7F), "asid": 1, "nested_ctl": 1, "event_inj": 0, "efer": 0x1D01, "cr0": 0x80050033, "cr3": 0x2C0A000,
+            "cr4": 0x3506F0, "dr6": 0xFFFF0FF0, "dr7": 0x400, "gpat": 0x0007040600070406, "nested_cr3": 0x10A2C9000, "cs_attrib": 0xA9B}
+
+
+def kvm_vmcb_lines(f):
+    """The lines of dump_vmcb, 6.x."""
+    def c(key, text):
+        return f"{key + ':':20}{text}"
+    out = ["SVM: VMCB 00000000deadbeef, last attempted VMRUN on CPU 5", "VMCB Control Area:", c("cr_read", "0010"), c("cr_write", "0110"),
+           c("dr_read", "00ff"), c("dr_write", "00ff"), c("exceptions", "00060042"), c("intercepts", "%08x %08x" % f["intercepts"]),
+           c("pause filter count", "3000"), c("pause filter threshold", "128"), c("iopm_base_pa", "000000010b2c4000"), c("msrpm_base_pa", "000000010c1d2000"),
+           c("tsc_offset", "fffffff012345678"), c("asid", f["asid"]), c("tlb_ctl", "0"), c("int_ctl", "03000200"), c("int_vector", "00000000"),
+           c("int_state", "00000000"), c("exit_code", "ffffffff"), c("exit_info1", "0" * 16), c("exit_info2", "0" * 16), c("exit_int_info", "00000000"),
+           c("exit_int_info_err", "00000000"), c("nested_ctl", f["nested_ctl"]), c("nested_cr3", f"{f['nested_cr3']:016x}"), c("avic_vapic_bar", "0" * 16),
+           c("ghcb", "0" * 16), c("event_inj", f"{f['event_inj']:08x}"), c("event_inj_err", "00000000"), c("virt_ext", "2"), c("next_rip", "0" * 16),
+           c("avic_backing_page", "0" * 16), c("avic_logical_id", "0" * 16), c("avic_physical_id", "0" * 16), c("vmsa_pa", "0" * 16),
+           "VMCB State Save Area:"]
+    for s in ("es", "cs", "ss", "ds", "fs", "gs", "gdtr", "ldtr", "idtr", "tr"):
+        attrib = {"cs": f["cs_attrib"], "tr": 0x8B, "gdtr": 0, "idtr": 0, "ldtr": 0}.get(s, 0xC93)
+        out.append(f"{s + ':':5} s: {0x10 if s == 'cs' else 0:04x} a: {attrib:04x} l: ffffffff b: {0:016x}")
+    out.append(f"vmpl: 0   cpl:  0               efer:          {f['efer']:016x}")
+
+    def pair(a, b, values=f):
+        return f"{a + ':':15} {values.get(a, 0):016x} {b + ':':13} {values.get(b, 0):016x}"
+    out += [pair("cr0", "cr2"), pair("cr3", "cr4"), pair("dr6", "dr7"), pair("rip", "rflags"), pair("rsp", "rax"), pair("star", "lstar"),
+            pair("cstar", "sfmask"), pair("kernel_gs_base", "sysenter_cs"), pair("sysenter_esp", "sysenter_eip"), pair("gpat", "dbgctl"),
+            pair("br_from", "br_to"), pair("excp_from", "excp_to")]
+    return out
+
+
 def dmesg(lines):
     return "".join(f"[{1234.5 + i / 1000:12.6f}] {line}\n" for i, line in enumerate(lines))
 

@@ -103,7 +103,7 @@ class Command(unittest.TestCase):
         self.assertEqual(len(statuses), 1)
 
     def test_help_and_lists(self):
-        for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["--version"]):
+        for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["vmcs-check", "--help"], ["explain", "--help"], ["--version"]):
             r = run(*args)
             self.assertEqual((r.returncode, r.stderr), (0, ""))
             self.assertIn("nestor", r.stdout)
@@ -116,7 +116,7 @@ class Command(unittest.TestCase):
 
     def test_manual_page_names_every_option(self):
         page = open(os.path.join(os.path.dirname(__file__), "../../docs/nestor.1")).read().replace("\\-", "-")
-        for command in ("run", "demo"):
+        for command in ("run", "demo", "vmcs-check", "explain"):
             for option in re.findall(r"^  (--[a-z-]+)", run(command, "--help").stdout, re.M):
                 self.assertIn(option, page)
 

@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""The gdb stub, with Debian's gdb in batch mode, against the demo hypervisor and small images.
+
+    test_gdb.py NESTOR DEMO-ELF ENGINE [TEST-NAME...]
+"""
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+NESTOR = DEMO = ENGINE = None
+BASE = 0x100000
+
+
+def multiboot(code):
+    """A raw multiboot 1 image at 1 MiB whose entry is @code (32-bit), at 0x100020."""
+    flags = 1 << 16
+    return struct.pack("<8I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF, BASE, BASE, 0, 0, BASE + 32) + code
+
+
+class Gdb(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.socket = os.path.join(self.folder, "gdb")
+        self.nestor = None
+
+    def start(self, *args):
+        self.nestor = subprocess.Popen([NESTOR, *args, "--engine", ENGINE, "--timeout", "60", "--gdb", "unix:" + self.socket, "--gdb-wait"],
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(self.end)
+        for _ in range(200):
+            if os.path.exists(self.socket):
+                return
+            time.sleep(0.05)
+        self.fail("nestor does not listen: " + self.nestor.communicate()[1])
+
+    def end(self):
+        if self.nestor.poll() is None:
+            self.nestor.kill()
+        self.nestor.communicate()
+
+    def image(self, code, *args):
+        path = os.path.join(self.folder, "image")
+        with open(path, "wb") as f:
+            f.write(multiboot(code))
+        self.start("run", path, "--debug-exit", *args)
+
+    def gdb(self, *commands, symbols=None):
+        """What gdb prints after each command, as a list."""
+        script = ["set pagination off", "set confirm off", "set width 0", "set architecture i386:x86-64"]
+        script += [f"file {symbols}"] if symbols else []
+        script.append("target remote " + self.socket)
+        for n, c in enumerate(commands):
+            script += [f"echo \\n@@{n}\\n", c]
+        args = [x for c in script for x in ("-ex", c)]
+        r = subprocess.run(["gdb", "-nx", "-batch", *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           timeout=90)
+        self.log = r.stdout
+        parts = re.split(r"^@@(\d+)\n", r.stdout, flags=re.M)
+        out = {int(parts[i]): parts[i + 1] for i in range(1, len(parts) - 1, 2)}
+        self.assertEqual(len(out), len(commands), self.log)
+        return [out[n] for n in range(len(commands))]
+
+    def value(self, text):
+        m = re.search(r"= (0x[0-9a-f]+|\d+)", text)
+        self.assertTrue(m, text + "\n" + self.log)
+        return int(m.group(1), 0)
+
+    # ---- the demo hypervisor ----
+
+    def demo(self, *commands):
+        self.start("demo")
+        return self.gdb(*commands, symbols=DEMO)
+
+    def demo_ends_well(self):
+        out, err = self.nestor.communicate(timeout=60)
+        self.assertEqual(self.nestor.returncode, 0, out + err)
+        self.assertIn("L3: hello from level 3", out)
+
+    def test_break_and_step(self):
+        o = self.demo("p/x $rip", "tbreak demo_main", "continue", "p/x $rip", "p $rdi", "stepi", "stepi", "p/x $rip", "info threads", "detach")
+        self.assertEqual(self.value(o[0]), 0x10000C)
+        self.assertIn("demo_main", o[2])
+        self.assertEqual(self.value(o[4]), 1)
+        self.assertEqual(self.value(o[7]), self.value(o[3]) + 4)
+        self.assertIn("processor 0, L1, 64-bit mode, CPL 0", o[8])
+        self.demo_ends_well()
+
+    def test_break_at_every_level(self):
+        o = self.demo("break demo_main", "continue", "p $rdi", "continue", "p $rdi", "monitor info", "continue", "p $rdi", "monitor info", "detach")
+        self.assertEqual([self.value(o[n]) for n in (2, 4, 7)], [1, 2, 3])
+        self.assertIn("L2 or deeper", o[5])
+        self.demo_ends_well()
+
+    def test_level(self):
+        o = self.demo("monitor level guest", "hbreak demo_main", "continue", "p $rdi", "monitor exits", "monitor walk 0x100000", "detach")
+        self.assertEqual(self.value(o[3]), 2)
+        self.assertIn("VM entries", o[4])
+        self.assertRegex(o[5], r"EPT +PDE")
+        self.assertIn("leads to physical 0x100000", o[5])
+        self.demo_ends_well()
+
+    def test_watchpoint(self):
+        o = self.demo("watch *(unsigned int *)&hypervisors", "continue", "p/x *(unsigned int *)&hypervisors", "p $rip > (long)&run_guest", "delete",
+                      "detach")
+        self.assertIn("New value = 1314062337", o[1])
+        self.assertEqual(self.value(o[2]), 0x4E530001)
+        self.assertEqual(self.value(o[3]), 1)
+        self.demo_ends_well()
+
+    def test_read_watchpoint(self):
+        o = self.demo("tbreak run_guest", "continue", "rwatch *(unsigned short *)&guest_fields", "tbreak fail", "continue", "p $rip", "detach")
+        self.assertIn("Value =", o[4])
+        self.demo_ends_well()
+
+    def test_registers(self):
+        o = self.demo("tbreak demo_main", "continue", "set $rbx = 0x1122334455667788", "p/x $rbx", "set $xmm3.uint128 = 5", "p/x $xmm3.uint128", "p/x $cr0",
+                      "p/x $efer", "p/x $cs", "info registers eflags", "p $dr7", "set $fs_base = 0x1000", "p/x $fs_base", "set $eflags = $eflags | 1",
+                      "p $eflags & 1", "p/x $gdtr_base == &demo_gdt", "p/x $st0", "p $mxcsr", "set $rbx = 0", "set $fs_base = 0", "set $cr4 = 0x10000000000", "detach")
+        self.assertEqual(self.value(o[3]), 0x1122334455667788)
+        self.assertEqual(self.value(o[5]), 5)
+        self.assertEqual(self.value(o[6]) & 0x80000001, 0x80000001)
+        self.assertEqual(self.value(o[7]) & 0x500, 0x500)
+        self.assertEqual(self.value(o[8]), 8)
+        self.assertEqual(self.value(o[10]), 0x400)
+        self.assertEqual(self.value(o[12]), 0x1000)
+        self.assertEqual(self.value(o[14]), 1)
+        self.assertEqual(self.value(o[15]), 1)
+        self.assertIn("Could not write register", self.log)
+        self.demo_ends_well()
+
+    def test_memory(self):
+        o = self.demo("tbreak demo_main", "continue", "x/2bx demo_main", "set {unsigned long} &tss = 0x1234567890", "p/x {unsigned long} &tss",
+                      "set {unsigned long} &tss = 0", "x/bx 0x7fff00000000", "monitor phys 0x100000 16", "x/i demo_main", "detach")
+        self.assertIn("0x41", o[2])
+        self.assertEqual(self.value(o[4]), 0x1234567890)
+        self.assertIn("Cannot access memory", self.log)
+        self.assertIn("02 b0 ad 1b", o[7])
+        self.demo_ends_well()
+
+    # ---- VM entries ----
+
+    def test_vmcs_registers(self):
+        o = self.demo("p $vmcs_guest_rip", "monitor vmentry break", "continue", "p/x $vmcs_guest_rip", "p/x $vmcs_guest_cs_selector", "p/x $vmcs_guest_rflags",
+                      "info registers vmcs_host_rip", "detach")
+        self.assertIn("unavailable", o[0])
+        self.assertIn("VMLAUNCH on processor 0, before it acts", o[2])
+        names = [line.split() for line in subprocess.check_output(["nm", DEMO], text=True).splitlines()]
+        self.assertIn([f"{self.value(o[3]):016x}", "t", "guest_entry"], names)
+        self.assertEqual(self.value(o[4]), 8)
+        self.assertEqual(self.value(o[5]), 2)
+        self.assertIn("vmx_exit_entry", [n[2] for n in names if n[0].lstrip("0") in o[6]])
+        self.demo_ends_well()
+
+    def test_vmentry_step(self):
+        o = self.demo("monitor vmentry break", "continue", "monitor vmentry step", "monitor vmentry step 4", "monitor vmentry next-failure",
+                      "monitor vmentry step", "monitor vmentry break off", "stepi", "info symbol $rip", "monitor info", "monitor vmentry why", "detach")
+        self.assertIn("BASIC_CPL: pass", o[2])
+        self.assertIn("BASIC_LAUNCH_STATE: pass", o[3])
+        self.assertIn("pass: EXEC_PIN_ALLOWED", o[3])
+        self.assertIn("PIN_BASED_VM_EXEC_CONTROL = 0x16", o[3])
+        self.assertIn("none failed", o[4])
+        self.assertIn("what the entry loads", o[5])
+        self.assertIn("Loading Guest Control Registers", o[5])
+        self.assertIn("guest_entry in section", o[8])
+        self.assertIn("L2 or deeper", o[9])
+        self.assertIn("its latest VM entry succeeded", o[10])
+        self.demo_ends_well()
+
+    def test_broken_guest_state(self):
+        o = self.demo("monitor vmentry break", "continue", "set $vmcs_guest_tr_ar_bytes = 0x89", "set $vmcs_guest_rflags = 0",
+                      "monitor vmentry next-failure", "monitor vmentry next-failure", "monitor vmentry next-failure", "monitor vmentry why",
+                      "monitor vmentry list SEG_TR", "stepi", "p/x $rip == &vmx_exit_entry", "p/x $vmcs_vm_exit_reason", "monitor vmentry why", "detach")
+        self.assertIn("FAIL: SEG_TR_TYPE", o[4])
+        self.assertIn("the entry ends here: VM exit, reason 0x80000021", o[4])
+        self.assertIn("FAIL: RFLAGS_RSVD", o[5])
+        self.assertIn("2 failed", o[6])
+        self.assertIn("satisfied by: set GUEST_TR_AR_BYTES bit 1", o[7])
+        self.assertIn("2 of", o[7])
+        self.assertRegex(o[8], r"SEG_TR_TYPE +fail")
+        self.assertEqual(self.value(o[10]), 1)
+        self.assertEqual(self.value(o[11]), 0x80000021)
+        self.assertIn("was refused by SEG_TR_TYPE", o[12])
+        out, _ = self.nestor.communicate(timeout=60)
+        self.assertEqual(self.nestor.returncode, 3)
+        self.assertIn("exit reason 0x80000021", out)
+
+    def test_broken_controls(self):
+        o = self.demo("monitor vmentry break EXEC_PIN_ALLOWED", "monitor vmentry break FROB", "tbreak vmx_enter", "continue",
+                      "set $vmcs_pin_based_vm_exec_control = 0", "continue", "monitor vmentry why", "stepi", "p $eflags & 0x40",
+                      "p $vmcs_vm_instruction_error", "set $vmcs_pin_based_vm_exec_control = 0x16", "set $rip = $rip - 3", "stepi", "info symbol $rip", "detach")
+        self.assertIn("no check is called", o[1].lower())
+        self.assertIn("EXEC_PIN_ALLOWED would fail", o[5])
+        self.assertIn("satisfied by: PIN_BASED_VM_EXEC_CONTROL = 0x16", o[6])
+        self.assertEqual(self.value(o[8]), 0x40)
+        self.assertEqual(self.value(o[9]), 7)
+        self.assertIn("guest_entry in section", o[13])
+        self.demo_ends_well()
+
+    def test_vmentry_away_from_an_entry(self):
+        o = self.demo("monitor vmentry step", "monitor vmentry why", "monitor vmentry list controls", "monitor vmentry", "monitor frob", "monitor help",
+                      "monitor vmentry list frob", "monitor walk x", "monitor trace frob", "detach")
+        self.assertIn("is not at a VMLAUNCH or VMRESUME", o[0])
+        self.assertIn("no current VMCS", o[1])
+        self.assertIn("no VMCS", o[2])
+        self.assertIn("next-failure", o[3])
+        self.assertIn("no such command: frob", o[4])
+        self.assertIn("vmentry COMMAND", o[5])
+        self.assertIn("No group", o[6])
+        self.assertIn("expected", o[7])
+        self.assertIn("expected", o[8])
+        self.demo_ends_well()
+
+    def test_vmrun(self):
+        self.start("demo", "--cpu", "amd")
+        o = self.gdb("monitor vmentry why", "monitor vmentry break", "continue", "monitor vmentry step 2", "monitor vmentry next-failure", "x/i $pc",
+                     "set {unsigned int} ($rax + 0x58) = 0", "monitor vmentry why", "monitor vmentry list SVM_ASID", "set {unsigned int} ($rax + 0x58) = 1",
+                     "monitor vmentry break off", "monitor vmentry break SVM_ASID0", "stepi", "monitor info", "monitor walk 0x100000", "detach", symbols=DEMO)
+        self.assertIn("has run no VMRUN yet", o[0])
+        self.assertIn("VMRUN on processor 0, before it acts", o[2])
+        self.assertIn("pass: SVM_EFER_SVME", o[3])
+        self.assertIn("none failed", o[4])
+        self.assertIn("vmrun", o[5])
+        self.assertIn("FAIL: SVM_ASID0", o[7])
+        self.assertIn("satisfied by: set GUEST_ASID bit 0", o[7])
+        self.assertRegex(o[8], "SVM_ASID0 +fail")
+        self.assertIn("L2 or deeper", o[13])
+        self.demo_ends_well()
+
+    # ---- small images ----
+
+    def test_the_guest_does_not_see_steps(self):
+        # pushf; pop eax; nop; xor ebx, ebx ... the pushed flags have no TF, memory has no INT3
+        self.image(b"\xbc\x00\x80\x10\x00" + b"\x9c\x58\x90" + b"\x8a\x1d" + struct.pack("<I", BASE + 0x20 + 5 + 3 + 6) + b"\x90\xf4\xeb\xfd")
+        o = self.gdb("stepi", "stepi", "stepi", "p $rax & 0x100", "break *0x10002e", "continue", "p/x $rip", "p/x $rbx & 0xff", "kill")
+        self.assertEqual(self.value(o[3]), 0)
+        self.assertEqual(self.value(o[6]), 0x10002E)
+        self.assertEqual(self.value(o[7]), 0x90)
+
+    def test_exact_stops_in_a_loop(self):
+        # mov ecx, 100; l: inc eax; loop l; hlt
+        self.image(b"\x31\xc0\xb9\x64\x00\x00\x00" + b"\x40\xe2\xfd" + b"\xfa\xf4")
+        o = self.gdb("break *0x100027 if $rcx == 40", "continue", "p $rax", "delete", "break *0x10002a", "continue", "p $rax", "kill")
+        self.assertEqual(self.value(o[2]), 60)
+        self.assertEqual(self.value(o[6]), 100)
+
+    def test_detach_and_attach_again(self):
+        self.image(b"\xff\xc0\xeb\xfc")  # inc eax for ever
+        a = self.gdb("p $rax", "break *0x100022", "continue", "p $rax", "detach")
+        time.sleep(0.3)
+        b = self.gdb("p $rax", "p/x $rip", "stepi", "kill")
+        self.assertEqual(self.value(a[3]), 0x2BADB003)  # the loader leaves multiboot's magic number
+        self.assertNotIn(self.value(b[0]), (0x2BADB002, 0x2BADB003))
+        self.assertIn(self.value(b[1]), (0x100020, 0x100022))
+        self.nestor.communicate(timeout=20)
+        self.assertEqual(self.nestor.returncode, 8)
+
+    def test_processors(self):
+        self.image(b"\xff\xc0\xeb\xfc", "--smp", "3")
+        o = self.gdb("info threads", "stepi", "thread 2", "p/x $cs", "thread 1", "stepi", "p $rax", "kill")
+        self.assertEqual(len(re.findall(r"processor \d", o[0])), 3)
+        self.assertIn("waits for SIPI", o[0])
+        self.assertEqual(self.value(o[6]), 0x2BADB003)
+
+    def test_triple_fault(self):
+        self.image(b"\x0f\x01\x1d" + struct.pack("<I", BASE + 0x40) + b"\x0f\x0b" + b"\0" * 64)
+        o = self.gdb("continue", "p/x $rip", "continue")
+        self.assertIn("triple fault", o[0])
+        self.assertIn("SIGSEGV", o[0])
+        self.assertEqual(self.value(o[1]), 0x100027)
+        self.nestor.communicate(timeout=20)
+        self.assertEqual(self.nestor.returncode, 4)
+
+    def test_exit_status(self):
+        self.image(b"\xb8\x05\x00\x00\x00\xe7\xf4\xf4")
+        o = self.gdb("continue")
+        self.assertIn("exited with code 013", o[0])
+
+    def test_garbage(self):
+        """Bytes that are no packets, cut packets, wrong check sums: the stub answers or hangs up, and goes on."""
+        self.image(b"\xff\xc0\xeb\xfc")
+        for data in (b"\0" * 1000, b"$g#00$g#67", b"$Z0,#xx", b"$vCont;#" + b"a" * 40000, b"$m0,ffffffffffffffff#0e", b"$X0,10:}#aa", b"$P9999=00#00",
+                     b"$qXfer:features:read:target.xml:ffffffff,ffff#00", b"+$qRcmd,zz#00", b"$" + b"G" * 3000 + b"#00"):
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(self.socket)
+            s.settimeout(0.2)
+            s.sendall(b"$QStartNoAckMode#b0")
+            s.sendall(data)
+            try:
+                s.recv(100)
+            except TimeoutError:
+                pass
+            s.close()
+            time.sleep(0.05)
+            self.assertIsNone(self.nestor.poll(), data)
+        o = self.gdb("p $rax > 0", "kill")
+        self.assertEqual(self.value(o[0]), 1)
+
+
+class Usage(unittest.TestCase):
+    def test_usage(self):
+        for args, words in ((["--gdb", "frob"], "expected unix:PATH or [HOST:]PORT"), (["--gdb", "70000"], "1 to 65535"),
+                            (["--gdb", "unix:/nonexistent/x"], "No such file"), (["--gdb-wait"], "expected --gdb too")):
+            r = subprocess.run([NESTOR, "demo", *args], capture_output=True, text=True, timeout=30)
+            self.assertEqual(r.returncode, 2, r.stderr)
+            self.assertIn(words, r.stderr)
+            self.assertEqual(len(r.stderr.strip().splitlines()), 1)
+
+
+if __name__ == "__main__":
+    NESTOR, DEMO, ENGINE = sys.argv.pop(1), sys.argv.pop(1), sys.argv.pop(1)
+    if not shutil.which("gdb"):
+        print("skipped: gdb is not installed (tools/setup installs it)")
+        sys.exit(77)
+    unittest.main()
