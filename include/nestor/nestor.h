@@ -36,6 +36,7 @@ struct nestor_config {
     const char *engine;   /* "interp" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
+    bool threads;         /* every processor on a thread of its own; with the host's clock and no debugger */
     enum nestor_clock clock;
     const char *kernel;   /* image file; NULL: .demo must be set */
     const char *initrd;

@@ -88,6 +88,13 @@ static int set_clock(void *target, const char *value, struct nestor_error *err)
     return 0;
 }
 
+static int set_threads(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.threads = true;
+    return 0;
+}
+
 static int set_timeout(void *target, const char *value, struct nestor_error *err)
 {
     char *end;
@@ -162,6 +169,7 @@ static const struct option_row run_rows[] = {
     CPU_OPTION,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
+    {"threads", NULL, "every processor on a host thread of its own", set_threads},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
     {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
     {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},
@@ -215,6 +223,8 @@ static int run_machine(const struct command *c, struct run_options *o)
     o->config.serial_wait_fd = -1;
     if (o->gdb_wait && !o->gdb)
         return usage_error(c, "--gdb-wait: expected --gdb too");
+    if (o->gdb && o->config.threads)
+        return usage_error(c, "--gdb: expected no --threads; a debugger stops all processors between two instructions");
     struct console *console = console_open(o->console, o->console_path, &err);
     if (!console)
         return usage_error(c, "--serial file:%s", err.text);

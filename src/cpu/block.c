@@ -158,8 +158,10 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     struct code_page *page = page_get(ip, host);
     const struct region *region = physmap_find(v->pm, f->pa);
     /* Tracked before it is read: a write by somebody else from now on is noticed. */
-    if (!page->blocks && region && region->kind == REGION_RAM)
+    if (!page->blocks && region && region->kind == REGION_RAM) {
+        physmap_note_user(v->pm, f->pa, PAGE_HOLDERS, v->index);
         physmap_set_page_flag(v->pm, f->pa & PAGE_MASK, PAGE_CODE);
+    }
 
     struct decode_ctx ctx;
     decode_context(v, &ctx);

@@ -150,6 +150,7 @@ static void handle_exception(struct vcpu *v)
 
 void cpu_handle_unwind(struct vcpu *v, int reason)
 {
+    mem_together(v);
     if (reason == UNWIND_EXCEPTION)
         handle_exception(v);
     else if (reason == UNWIND_EXIT)
@@ -588,7 +589,9 @@ static bool interrupt_wanted(struct vcpu *v, u32 req)
 
 static void take_nmi(struct vcpu *v)
 {
-    take_request(v, REQ_NMI);
+    u32 old = atomic_load(&v->requests); /* the second becomes the first */
+    while (!atomic_compare_exchange_weak(&v->requests, &old, old & ~(u32)(old & REQ_NMI_AGAIN ? REQ_NMI_AGAIN : REQ_NMI)))
+        ;
     v->nmi_pending = false;
     if (v->guest_mode)
         v->virt->nmi(v);
@@ -652,6 +655,7 @@ bool cpu_boundary(struct vcpu *v)
             cpu_attention(v, ATT_IRQ_WINDOW);
             return false;
         }
+        v->monitor_armed = false;
         if (v->activity != ACTIVITY_SHUTDOWN)
             v->activity = ACTIVITY_ACTIVE;
     } else if ((att & ATT_VIRT) && v->guest_mode) {

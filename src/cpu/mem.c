@@ -349,7 +349,7 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
 u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
 {
     u32 access = ACCESS_READ | ACCESS_WRITE | mmu_access_mode(v);
-    m->host = NULL;
+    m->host = m->tracked = NULL;
     check_linear(v, m->seg, m->la, size);
     check_alignment(v, m->la, size);
     if (likely(one_page(m->la, size))) {
@@ -357,6 +357,8 @@ u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
         translate(v, m->la, access, &t);
         if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff) && !v->debug))
             m->host = t.host;
+        m->tracked = t.host;
+        m->pa = t.pa;
         /* The read half of a device access must not look like a write to it. */
         return value_read(v, m->la, &t, size, access & ~ACCESS_WRITE);
     }
@@ -373,6 +375,37 @@ void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size)
 {
     store_value(v, m->la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, m->la, size, true);
+}
+
+void rmw_told_slow(struct vcpu *v, const struct rmw *m, unsigned size)
+{
+    physmap_written(v->pm, m->pa, size);
+    watch(v, m->la, size, true);
+}
+
+/* An exception in between ends it too (cpu_handle_unwind). */
+void mem_alone(struct vcpu *v)
+{
+    if (!v->alone && physmap_shared(v->pm)) {
+        physmap_stop_others(v->pm);
+        v->alone = true;
+    }
+}
+
+void mem_together(struct vcpu *v)
+{
+    if (unlikely(v->alone)) {
+        v->alone = false;
+        physmap_let_others(v->pm);
+    }
+}
+
+u64 rmw_alone(struct vcpu *v, struct rmw *m, u64 read, unsigned size)
+{
+    if (!physmap_shared(v->pm))
+        return read;
+    mem_alone(v);
+    return rmw_begin_slow(v, m, size);
 }
 
 /* ---- system structures ---- */

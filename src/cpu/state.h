@@ -164,6 +164,7 @@ enum vcpu_request {
     REQ_SIPI = BIT(4),      /* vector in sipi_vector */
     REQ_EXIT = BIT(5),      /* the run loop wants control back (slice over, stop, reset) */
     REQ_FLUSH = BIT(6),     /* drop every translation */
+    REQ_NMI_AGAIN = BIT(8),  /* with REQ_NMI: a second one came after it, and waits behind it */
     REQ_PROTECT = BIT(7),   /* some page became tracked: drop write permission (see mmu) */
 };
 
@@ -302,7 +303,9 @@ struct vcpu {
     _Atomic u32 requests; /* enum vcpu_request */
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
+    u64 monitor_line[8]; /* what it held */
     bool monitor_armed;
+    u64 mwait_until;    /* MWAIT: when to look whatever the line holds, ns of the clock */
     u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
@@ -334,7 +337,10 @@ struct vcpu {
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
+    _Atomic u32 sleeping; /* its thread waits for vcpu_kick(); 0 without threads */
+    void (*wake)(struct vcpu *v); /* ends that; async-signal-safe */
     const struct insn *insn; /* the one that executes */
+    bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };
 
@@ -355,10 +361,17 @@ static inline void cpu_attention(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->attention, bits, memory_order_relaxed);
 }
+/* After something that may end its wait was put into @v: its thread looks again. */
+static inline void vcpu_kick(struct vcpu *v)
+{
+    if (unlikely(atomic_load_explicit(&v->sleeping, memory_order_seq_cst)))
+        v->wake(v);
+}
 static inline void vcpu_request(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->requests, bits, memory_order_release);
-    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_release);
+    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_seq_cst);
+    vcpu_kick(v);
 }
 static inline bool cpu_long64(const struct vcpu *v) { return v->mode == MODE_LONG64; }
 static inline bool cpu_protected(const struct vcpu *v) { return v->mode >= MODE_PROT16; }

@@ -32,16 +32,12 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
 static void code_written(void *opaque, pa_t pa, size_t len)
 {
     struct nestor *m = opaque;
+    if (m->threads) {
+        machine_threads_code_written(m, pa, len);
+        return;
+    }
     for (unsigned i = 0; i < m->ncpus; i++)
         m->engine->code_written(m->cpu[i], pa, len);
-}
-
-/* A page became tracked: nobody may write it without being noticed any more. */
-static void page_protected(void *opaque, pa_t page)
-{
-    struct nestor *m = opaque;
-    for (unsigned i = 0; i < m->ncpus; i++)
-        mmu_protect_page(m->cpu[i], page);
 }
 
 static int add_memory(struct nestor *m, struct error *err)
@@ -53,7 +49,6 @@ static int add_memory(struct nestor *m, struct error *err)
     if (m->ram > low && physmap_add_ram(m->pm, MAP_HIGH_RAM, m->ram - low, "RAM above 4 GiB", err))
         return -1;
     physmap_subscribe(m->pm, PAGE_CODE, code_written, m);
-    physmap_on_protect(m->pm, page_protected, m);
     return 0;
 }
 
@@ -163,6 +158,8 @@ static int build(struct nestor *m, struct error *err)
     m->board = (struct board){.clock = &m->clock, .pio = m->pio, .pm = m->pm, .dma = {.pm = m->pm}, .tsc_hz = TSC_HZ};
     if (add_cpus(m, err) || machine_add_devices(m, err))
         return -1;
+    if (c->threads && machine_threads_new(m, err))
+        return -1;
     return machine_reset(m, err);
 }
 
@@ -200,6 +197,7 @@ void nestor_free(struct nestor *m)
         svm_free(m->cpu[i]);
         vcpu_free(m->cpu[i]);
     }
+    machine_threads_free(m);
     if (m->pio)
         pio_bus_free(m->pio);
     if (m->pm)
@@ -215,6 +213,7 @@ void nestor_stop(struct nestor *m)
     atomic_store_explicit(&m->want_stop, true, memory_order_relaxed);
     for (unsigned i = 0; i < m->ncpus; i++)
         vcpu_request(m->cpu[i], REQ_EXIT);
+    machine_threads_kick(m);
 }
 
 int nestor_trace(const char *events, struct nestor_error *nerr)

@@ -119,6 +119,7 @@ void nestor_print_stats(struct nestor *m, FILE *out)
             insns, busy > 0 ? (double)insns / busy / 1e6 : 0.0, m->engine->name);
     for (unsigned i = 0; i < m->ncpus; i++)
         print_cpu(m->cpu[i], out);
+    machine_threads_stats(m, out);
 }
 
 void nestor_print_registers(struct nestor *m, FILE *out)

@@ -337,7 +337,13 @@ static void protect(struct mmu *m, pa_t page)
             array_protect(&m->space[i]->ctx[c], page);
 }
 
-static void page_tracked(void *opaque, pa_t page) { protect(opaque, page); }
+/* Where processors have threads of their own, theirs must stand still first: the machine sees to it. */
+static void page_tracked(void *opaque, pa_t page)
+{
+    struct mmu *m = opaque;
+    if (!physmap_shared(m->pm))
+        protect(m, page);
+}
 
 struct mmu *mmu_new(struct physmap *pm)
 {
@@ -592,8 +598,10 @@ static bool target(const struct mmu *m, const struct vcpu *v, pa_t pa, bool writ
     if (!r || !r->host)
         return false;
     bool ram = r->region->kind == REGION_RAM;
+    if (ram && write)
+        range_note_user(r, pa, PAGE_WRITERS, v->index);
     if (ram)
-        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_RELAXED);
+        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_SEQ_CST);
     if (ram || !write)
         t->host = r->host + (pa - r->start);
     return ram;
@@ -606,6 +614,10 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
     const struct side *s = &a->side[slot];
     bool watch = unlikely(m->nwatch) && watched(m, s->page);
     bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
+    if (write && unlikely(physmap_shared(m->pm))) {
+        physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
+        write = !physmap_page_flags(m->pm, s->pa & PAGE_MASK);
+    }
     e->tag_read = (s->pa & ACCESS_READ) && t->host && !watch ? s->page : TLB_NONE;
     e->tag_exec = (s->pa & ACCESS_EXEC) && t->host ? s->page : TLB_NONE;
     e->tag_write = write ? s->page : TLB_NONE;

@@ -287,8 +287,10 @@ const struct virt_ops vmx_virt_ops = {
 static void timer_fired(void *opaque)
 {
     struct vcpu *v = opaque;
-    if (v->guest_mode)
+    if (v->guest_mode) {
         cpu_attention(v, ATT_VIRT);
+        vcpu_kick(v);
+    }
 }
 
 struct vmx *vmx_new(struct vcpu *v)

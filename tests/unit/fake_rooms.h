@@ -83,6 +83,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
     return la < FAKE_MEMORY;
 }
 
+u8 *physmap_ram(const struct physmap *pm, pa_t pa) { return pa < FAKE_MEMORY ? fake.memory + pa : NULL; }
+
 /* ---- mem.c ---- */
 static void fake_check(gva_t la, unsigned size)
 {
