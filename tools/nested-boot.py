@@ -2,8 +2,9 @@
 """Boots Linux as L1 under nestor, lets its KVM boot a Linux L2, and reports what ran when.
 
     nested-boot.py NESTOR GUEST-FOLDER [--kvm-args "ept=0"] [--kvm intel|amd] [--l2-args ...] [--timeout S]
-                   [--quiet] [-- NESTOR-OPTION...]
+                   [--quiet] [--expect TEXT]... [-- NESTOR-OPTION...]
 
+--expect: a line of the output, statistics included, must contain TEXT.
 Exit status 0 when L2 reached its shell and L1 switched the machine off, 1 otherwise.
 """
 import argparse
@@ -31,6 +32,7 @@ def main():
     p.add_argument("--l2-args", default="")
     p.add_argument("--timeout", default="600")
     p.add_argument("--quiet", action="store_true", help="only markers and the report, no console")
+    p.add_argument("--expect", action="append", default=[])
     o = p.parse_args(sys.argv[1:split])
 
     append = f"console=ttyS0 panic=-1 no_timer_check KVM={o.kvm}"
@@ -49,6 +51,7 @@ def main():
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     times, failed, tail = {}, [], []
+    expected = set(o.expect)
     first = None
     for raw in child.stdout:
         now = time.monotonic() - began
@@ -60,6 +63,7 @@ def main():
             if mark in line and mark not in times:
                 times[mark] = now
                 shown = True
+        expected -= {text for text in expected if text in line}
         if "NESTOR-FAILED" in line:
             failed.append(line)
         if not o.quiet or shown or failed or line.startswith(("nestor", "l2run")) or "NESTOR-L2-END" in times:
@@ -67,6 +71,7 @@ def main():
     status = child.wait()
     total = time.monotonic() - began
 
+    failed += [f"no line says '{text}'" for text in sorted(expected)]
     missing = [mark for mark, _ in MARKS if mark not in times]
     good = status == 0 and not missing and not failed
     if not good and o.quiet:

@@ -138,6 +138,13 @@ static int set_gdb_wait(void *target, const char *value, struct nestor_error *er
     return 0;
 }
 
+static int set_hyperv(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.hyperv = true;
+    return 0;
+}
+
 static int set_stats(void *target, const char *value, struct nestor_error *err)
 {
     (void)value, (void)err;
@@ -162,6 +169,7 @@ static const struct option_row run_rows[] = {
     CPU_OPTION,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
+    {"hyperv", NULL, "offer Hyper-V's interface: enlightened VMCS, hypercalls, reference time", set_hyperv},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
     {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
     {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},
