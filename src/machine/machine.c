@@ -167,7 +167,7 @@ static int build(struct nestor *m, struct error *err)
     if (choose_engine(m, c->engine, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
-                : boot_open(&m->boot, c->kernel, c->initrd, c->append, m->ram, err))
+                : boot_open(&m->boot, c->kernel, c->initrd, c->append, c->modules, c->nmodules, m->ram, err))
         return -1;
     clock_init(&m->clock, c->clock == NESTOR_CLOCK_ICOUNT ? CLOCK_ICOUNT : CLOCK_HOST);
     m->pio = pio_bus_new();
