@@ -2,9 +2,10 @@
 """Boots Linux as L1 under nestor, lets its KVM boot a Linux L2, and reports what ran when.
 
     nested-boot.py NESTOR GUEST-FOLDER [--kvm-args "ept=0"] [--kvm intel|amd] [--l2-args ...] [--l2-cpus N]
-                   [--initrd initrd|initrd-l3|initrd-i686] [--timeout S] [--quiet] [--expect TEXT]... [-- NESTOR-OPTION...]
+                   [--initrd initrd|initrd-l3|initrd-i686] [--timeout S] [--quiet] [--xen] [--expect TEXT]... [-- NESTOR-OPTION...]
 
 --expect: a line of the output, statistics included, must contain TEXT.
+--xen: L1 is Xen with a Linux dom0 (tools/mkguest --xen), which boots a PVH guest.
 Exit status 0 when L2 reached its shell and L1 switched the machine off, 1 otherwise.
 """
 import argparse
@@ -39,6 +40,7 @@ def main():
     p.add_argument("--initrd", default="initrd", help="which of the guest folder's L1s to boot")
     p.add_argument("--timeout", default="600")
     p.add_argument("--quiet", action="store_true", help="only markers and the report, no console")
+    p.add_argument("--xen", action="store_true")
     p.add_argument("--expect", action="append", default=[])
     o = p.parse_args(sys.argv[1:split])
 
@@ -56,10 +58,16 @@ def main():
     l2_args = ("quiet," if o.quiet else "") + o.l2_args.replace(" ", ",")
     if l2_args:
         append += " L2_ARGS=" + l2_args.strip(",")
-    command = [o.nestor, "run", "--kernel", os.path.join(o.guest, "vmlinuz"), "--initrd", os.path.join(o.guest, o.initrd),
-               "--append", append, "--memory", "1G", "--cpu", o.kvm, "--no-reboot", "--stats", "--timeout", o.timeout]
+    if o.xen:
+        o.expect.append("NESTOR-DOM0-SHELL")
+        boot = ["--kernel", os.path.join(o.guest, "xen"), "--module",
+                os.path.join(o.guest, "vmlinuz-dom0") + " console=hvc0" + (" quiet" if o.quiet else ""),
+                "--module", os.path.join(o.guest, "initrd-dom0"), "--append", "com1=115200,8n1 console=com1 dom0_mem=512M"]
+    else:
+        boot = ["--kernel", os.path.join(o.guest, "vmlinuz"), "--initrd", os.path.join(o.guest, o.initrd), "--append", append]
+    command = [o.nestor, "run", *boot, "--memory", "1G", "--cpu", o.kvm, "--no-reboot", "--stats", "--timeout", o.timeout]
     command += sys.argv[split + 1:]
-    print("nested-boot: starting L1 (Debian's kernel) on an emulated", "Intel" if o.kvm == "intel" else "AMD",
+    print(f"nested-boot: starting L1 ({'Xen' if o.xen else 'Debian' + chr(39) + 's kernel'}) on an emulated", "Intel" if o.kvm == "intel" else "AMD",
           "CPU; its first line comes in a moment", flush=True)
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
