@@ -41,7 +41,10 @@ struct nestor_config {
     const char *kernel;   /* image file; NULL: .demo must be set */
     const char *initrd;
     const char *append;   /* the guest's command line */
+    const char *const *modules; /* multiboot modules, each "FILE[ ARGUMENTS]" */
+    unsigned nmodules;
     bool demo;            /* boot the demo hypervisor built into the library */
+    bool hyperv;          /* offer Hyper-V's interface, with the enlightened VMCS; needs VT-x */
     bool debug_exit;      /* port 0xF4 ends the run; also adds the rest of the test device */
     bool no_reboot;       /* a guest's reset ends the run */
     int64_t rtc_epoch;    /* Unix time the RTC starts with; 0: the host's (under icount: 2000-01-01) */

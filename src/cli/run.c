@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MODULES_MAX 16
+
 struct run_options {
     struct nestor_config config;
     enum console_kind console;
@@ -13,6 +15,7 @@ struct run_options {
     const char *gdb;
     bool gdb_wait;
     bool stats;
+    const char *modules[MODULES_MAX];
 };
 
 static int fail(struct nestor_error *err, const char *expected)
@@ -145,6 +148,23 @@ static int set_gdb_wait(void *target, const char *value, struct nestor_error *er
     return 0;
 }
 
+static int add_module(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = target;
+    if (o->config.nmodules == MODULES_MAX)
+        return fail(err, "at most 16 modules");
+    o->modules[o->config.nmodules++] = value;
+    o->config.modules = o->modules;
+    return 0;
+}
+
+static int set_hyperv(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.hyperv = true;
+    return 0;
+}
+
 static int set_stats(void *target, const char *value, struct nestor_error *err)
 {
     (void)value, (void)err;
@@ -165,11 +185,13 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 static const struct option_row run_rows[] = {
     {"kernel", "FILE", "image to boot: bzImage, multiboot 1 or ELF with PVH note (same as IMAGE)", set_kernel},
     {"initrd", "FILE", "initial RAM disk, or multiboot module", set_initrd},
+    {"module", "FILE[ TEXT]", "another multiboot module, with its command line; may be repeated", add_module},
     {"append", "TEXT", "the guest's command line", set_append},
     CPU_OPTION,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
     {"threads", NULL, "every processor on a host thread of its own", set_threads},
+    {"hyperv", NULL, "offer Hyper-V's interface: enlightened VMCS, hypercalls, reference time", set_hyperv},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
     {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
     {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cpu/cpu.h"
+#include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "cpu/xstate.h"
 #include "devices/irq.h"
@@ -35,6 +36,8 @@ u64 cpu_tsc_to_ns(struct vcpu *v, u64 tsc)
 static void tsc_moved(struct vcpu *v)
 {
     u64 deadline;
+    if (v->hyperv)
+        hyperv_tsc_moved(v);
     if (v->intc_ops && cpu_has(v, FEAT_TSC_DEADLINE) && !v->intc_ops->rdmsr(v->intc, MSR_TSC_DEADLINE, &deadline) &&
         deadline)
         v->intc_ops->wrmsr(v->intc, MSR_TSC_DEADLINE, deadline);
@@ -326,6 +329,11 @@ static bool debugctl_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
+/* ---- Hyper-V ---- */
+
+static bool synthetic_read(struct vcpu *v, u32 msr, u64 *value) { return v->hyperv && hyperv_rdmsr(v, msr, value); }
+static bool synthetic_write(struct vcpu *v, u32 msr, u64 value) { return v->hyperv && hyperv_wrmsr(v, msr, value); }
+
 /* ---- VMX ---- */
 
 static bool vmx_read(struct vcpu *v, u32 msr, u64 *value) { return vmx_capability_msr(v, msr, value); }
@@ -430,6 +438,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x6e1), .name = "PKRS", .feature = FEAT_PKS, .read = pkrs_read, .write = pkrs_write},
     {.first = 0x800, .last = 0x8ff, .name = "X2APIC", .feature = FEAT_X2APIC, .read = intc_read, .write = intc_write},
     {ONE(0xda0), .name = "XSS", .feature = FEAT_XSAVES, FIELD(xss), .write = xss_write},
+    {.first = 0x40000000, .last = 0x400000ff, .name = "HYPERV", .feature = FEAT_HYPERVISOR, .read = synthetic_read, .write = synthetic_write},
     {ONE(0xc0000080), .name = "EFER", .feature = FEAT_SYSCALL, .feature2 = FEAT_NX, FIELD(efer), .write = efer_write},
     {ONE(0xc0000081), .name = "STAR", .feature = FEAT_SYSCALL, .allowed = ~0ull, FIELD(star)},
     {ONE(0xc0000082), .name = "LSTAR", .feature = FEAT_LM, .rule = MSR_CANONICAL, FIELD(lstar)},

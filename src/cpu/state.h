@@ -230,6 +230,7 @@ struct virt_ops;
 struct intc_ops;
 struct irq_line;
 struct vmx;
+struct hyperv_vp;
 struct svm;
 struct mmu;
 struct tlb;
@@ -312,6 +313,7 @@ struct vcpu {
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
+    struct hyperv_vp *hyperv; /* Hyper-V's interface (hyperv.h); NULL unless the machine offers it */
     bool in_vmx_operation;
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */

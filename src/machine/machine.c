@@ -1,5 +1,6 @@
 #include "machine/machine.h"
 
+#include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "machine/acpi.h"
 #include "machine/memmap.h"
@@ -59,6 +60,14 @@ static int add_cpus(struct nestor *m, struct error *err)
     u8 features[FEAT_COUNT];
     if (cpu_model_parse(m->config.cpu ? m->config.cpu : "", &model, features, &options, err))
         return -1;
+    if (m->config.hyperv) {
+        if (!features[FEAT_VMX])
+            return error_set(err, "--hyperv: expected a processor model with VT-x, not %s", model->name);
+        features[FEAT_HYPERVISOR] = 1;
+        m->hyperv = hyperv_new(&m->clock, m->pm, &m->board.msi);
+        if (!m->hyperv)
+            return error_set(err, "out of memory for --hyperv");
+    }
     unsigned count = m->config.smp ? m->config.smp : 1;
     if (count > MACHINE_MAX_CPUS)
         return error_set(err, "--smp %u: at most %u processors", count, MACHINE_MAX_CPUS);
@@ -75,6 +84,8 @@ static int add_cpus(struct nestor *m, struct error *err)
             return error_set(err, "out of memory for VMX");
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
             return error_set(err, "out of memory for SVM");
+        if (m->hyperv && hyperv_attach(m->hyperv, m->cpu[i]))
+            return error_set(err, "out of memory for --hyperv");
         if (m->engine->attach(m->cpu[i]))
             return error_set(err, "out of memory for the engine");
     }
@@ -108,6 +119,8 @@ static void reset_hardware(struct nestor *m, bool power_on)
         cpu_reset(m->cpu[i]);
         cpu_firmware_defaults(m->cpu[i]);
     }
+    if (m->hyperv)
+        hyperv_reset(m->hyperv);
     machine_reset_devices(m, power_on);
     /* Application processors wait for SIPI, as after a firmware's start-up. */
     for (unsigned i = 1; i < m->ncpus; i++)
@@ -149,7 +162,7 @@ static int build(struct nestor *m, struct error *err)
     if (choose_engine(m, c->engine, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
-                : boot_open(&m->boot, c->kernel, c->initrd, c->append, m->ram, err))
+                : boot_open(&m->boot, c->kernel, c->initrd, c->append, c->modules, c->nmodules, m->ram, err))
         return -1;
     clock_init(&m->clock, c->clock == NESTOR_CLOCK_ICOUNT ? CLOCK_ICOUNT : CLOCK_HOST);
     m->pio = pio_bus_new();
@@ -191,6 +204,7 @@ void nestor_free(struct nestor *m)
     if (m->debugger)
         m->debugger->free(m);
     machine_free_devices(m);
+    hyperv_free(m->hyperv);
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);
         vmx_free(m->cpu[i]);

@@ -32,6 +32,7 @@ struct nestor {
     struct machine_devices *devices;
     struct vcpu *cpu[MACHINE_MAX_CPUS];
     unsigned ncpus;
+    struct hyperv *hyperv; /* NULL: not offered */
     struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
     struct boot boot;

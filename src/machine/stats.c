@@ -1,4 +1,5 @@
 /* --stats: what ran, and why hypervisors were left; and the registers for a report. */
+#include "cpu/hyperv.h"
 #include "cpu/interp.h"
 #include "jit/jit.h"
 #include "machine/machine.h"
@@ -44,6 +45,9 @@ static void print_vmx(const struct vcpu *v, FILE *out)
     u64 total = sum(s->exits, VMX_EXIT_REASONS);
     fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
             s->entries, s->entry_failures, s->vmfails, total);
+    if (s->evmcs_entries)
+        fprintf(out, "  with an enlightened VMCS: %" PRIu64 " VM entries, %.1f of 16 groups clean on average; direct flushes %" PRIu64 "\n",
+                s->evmcs_entries, (double)s->evmcs_clean_groups / (double)s->evmcs_entries, s->direct_flushes);
     print_exits(out, s->exits, VMX_EXIT_REASONS, total, vmx_exit_name);
 }
 
@@ -105,6 +109,8 @@ static void print_cpu(const struct vcpu *v, FILE *out)
             ", switched %" PRIu64 "; flushes %" PRIu64 "\n", ms->walks, ms->walk_faults, ms->walk_steps, ms->spaces_made,
             ms->space_switches, ms->flushes);
     print_jit(v, out);
+    if (v->hyperv && v->hyperv->hypercalls)
+        fprintf(out, "  hypercalls %" PRIu64 ", of which flushes %" PRIu64 "\n", v->hyperv->hypercalls, v->hyperv->flushes);
     print_vmx(v, out);
     print_svm(v, out);
 }

@@ -14,9 +14,9 @@ enum offered_column {
 };
 
 const struct vmx_control vmx_controls[CTL_COUNT] = {
-#define VMX_CONTROL(w, cname, b, t0, column)                                                                 \
+#define VMX_CONTROL(w, cname, b, t0, column, enlightened)                                                    \
     { .name = #w "_" #cname, .word = WORD_##w, .bit = b, .true0 = t0, .feature = FEAT_##column,                 \
-      .offered = COLUMN_##column != COLUMN_NO },
+      .offered = COLUMN_##column != COLUMN_NO, .evmcs = COLUMN_##enlightened != COLUMN_NO },
 #include "vmx/controls.def"
 #undef VMX_CONTROL
 };
@@ -29,6 +29,23 @@ static const u64 default1_class[WORD_COUNT] = {
     [WORD_EXIT] = BITS64(8, 0) | BITS64(11, 10) | BITS64(14, 13) | BITS64(17, 16),
     [WORD_ENTRY] = BITS64(8, 0) | BIT(12),
 };
+
+/* The fields that the offered controls bring, and the highest index among them. */
+static void find_fields(struct vmx_caps *caps)
+{
+    unsigned highest = 0;
+    memset(caps->fields, 0, sizeof(caps->fields));
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++) {
+        const struct vmcs_field *f = &vmcs_fields[s];
+        if (!vmx_offers(caps, f->control))
+            continue;
+        caps->fields[s / 64] |= BIT64(s % 64);
+        unsigned number = f->encoding >> 1 & 0x1ff;
+        if (number > highest)
+            highest = number;
+    }
+    caps->vmcs_enum = (u64)highest << 1;
+}
 
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
 {
@@ -57,17 +74,20 @@ void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
         | VMX_EPT_AD | VMX_EPT_INVEPT_SINGLE | VMX_EPT_INVEPT_ALL | VMX_EPT_INVVPID | VMX_EPT_INVVPID_ADDRESS
         | VMX_EPT_INVVPID_SINGLE | VMX_EPT_INVVPID_ALL | VMX_EPT_INVVPID_SINGLE_NONGLOBAL;
 
-    unsigned highest = 0;
-    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++) {
-        const struct vmcs_field *f = &vmcs_fields[s];
-        if (!vmx_offers(caps, f->control))
-            continue;
-        caps->fields[s / 64] |= BIT64(s % 64);
-        unsigned number = f->encoding >> 1 & 0x1ff;
-        if (number > highest)
-            highest = number;
-    }
-    caps->vmcs_enum = (u64)highest << 1;
+    find_fields(caps);
+}
+
+void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all)
+{
+    *caps = *all;
+    for (unsigned n = 0; n < CTL_COUNT; n++)
+        if (!vmx_controls[n].evmcs)
+            caps->allowed1[vmx_controls[n].word] &= ~BIT64(vmx_controls[n].bit);
+    find_fields(caps);
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+        if (vmcs_fields[s].evmcs_offset < 0)
+            caps->fields[s / 64] &= ~BIT64(s % 64);
+    caps->vmcs_enum = all->vmcs_enum;
 }
 
 static u64 control_msr(const struct vmx_caps *c, enum vmx_word w, bool true_msr)
@@ -100,9 +120,4 @@ bool vmx_caps_msr(const struct vmx_caps *c, u32 msr, u64 *value)
     case 0x492: *value = c->allowed1[WORD_TER]; return vmx_offers(c, CTL_PRI_TERTIARY_CONTROLS);
     default: return false;
     }
-}
-
-bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value)
-{
-    return v->vmx && vmx_caps_msr(&v->vmx->caps, msr, value);
 }
