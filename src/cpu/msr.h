@@ -48,7 +48,8 @@ enum msr_slot {
     SLOT_OSVW_STATUS,
     SLOT_TSC_RATIO,
     SLOT_SVM_KEY,
-    SLOT_COUNT
+    SLOT_LAST_BRANCH, /* BR_FROM, BR_TO, LASTEXCPFROM, LASTEXCPTO */
+    SLOT_COUNT = SLOT_LAST_BRANCH + 4
 };
 _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr is too small");
 

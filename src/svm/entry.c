@@ -44,6 +44,17 @@ static void save_host(struct vcpu *v)
     };
 }
 
+/* "LBR Virtualization": without it host and guest share these registers. */
+static void swap_last_branches(struct vcpu *v)
+{
+    struct svm *x = v->svm;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    x->host.debugctl = v->debugctl;
+    memcpy(x->host.last_branch, last, sizeof(x->host.last_branch));
+    v->debugctl = F(DBGCTL) & (DEBUGCTL_LBR | DEBUGCTL_BTF);
+    memcpy(last, &F(BR_FROM), sizeof(x->host.last_branch));
+}
+
 static struct segment guest_segment(const struct vcpu *v, enum vmcb_index selector)
 {
     const u64 *s = v->svm->f + selector;
@@ -67,6 +78,8 @@ static void load_guest(struct vcpu *v)
     v->dr7 = (F(DR7) & DR7_WRITABLE) | DR7_FIXED;
     if (x->nested_paging)
         v->pat = F(G_PAT);
+    if (x->virtual_lbr)
+        swap_last_branches(v);
 
     v->seg[SEG_ES] = guest_segment(v, VMCB_ES_SELECTOR);
     v->seg[SEG_CS] = guest_segment(v, VMCB_CS_SELECTOR);
@@ -156,6 +169,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     x->nested_paging = cpu_has(v, FEAT_NPT) && F(NESTED_CTL) & NESTED_CTL_NP;
     x->vgif = cpu_has(v, FEAT_VGIF) && F(INT_CTL) & V_GIF_ENABLE;
     x->vnmi = cpu_has(v, FEAT_VNMI) && F(INT_CTL) & V_NMI_ENABLE;
+    x->virtual_lbr = cpu_has(v, FEAT_LBRV) && F(VIRT_EXT) & VIRT_EXT_LBR;
     x->virtual_vmload = cpu_has(v, FEAT_VVMLOAD) && F(VIRT_EXT) & VIRT_EXT_VMLOAD_VMSAVE;
     svm_take_snapshot(v, &s);
     save_host(v);

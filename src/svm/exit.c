@@ -1,4 +1,5 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
+#include "cpu/msr.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -38,6 +39,13 @@ static void save_guest(struct vcpu *v)
     F(INTERRUPT_SHADOW) = v->shadow ? 1 : 0;
     if (x->nested_paging)
         F(G_PAT) = v->pat;
+    if (x->virtual_lbr) {
+        u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+        F(DBGCTL) = v->debugctl;
+        memcpy(&F(BR_FROM), last, sizeof(x->host.last_branch));
+        v->debugctl = x->host.debugctl;
+        memcpy(last, x->host.last_branch, sizeof(x->host.last_branch));
+    }
 }
 
 /* "Nested and intercepted #PF": the bytes at RIP, as far as they can be fetched. */

@@ -2,6 +2,7 @@
 #define GUEST_CPU "amd"
 #include "protected_guest.h"
 
+#include "cpu/msr.h"
 #include "svm/svm.h"
 
 #define VMCB 0x100000u
@@ -338,6 +339,40 @@ static void single_step(void **state)
     assert_int_equal(vmcb_get(g, VMCB_EXITCODE), SVM_EXIT_VMMCALL);
 }
 
+/* Under LBR virtualization each side has its last-branch registers and DEBUGCTL, without it they share them. */
+static void last_branches(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    make_guest(g, true);
+    CODE_AT(g, GUEST_CODE, 0xeb, 0x02, 0x90, 0x90, 0x0f, 0x01, 0xd9); /* jmp +2; vmmcall */
+    for (unsigned virtualized = 0; virtualized < 2; virtualized++) {
+        vmcb_put(g, VMCB_RIP, GUEST_CODE);
+        vmcb_put(g, VMCB_VIRT_EXT, virtualized);
+        vmcb_put(g, VMCB_DBGCTL, DEBUGCTL_LBR | DEBUGCTL_BTF | 0xff00);
+        vmcb_put(g, VMCB_LASTEXCPFROM, 0x333);
+        vmcb_put(g, VMCB_BR_FROM, 0);
+        v->debugctl = 0;
+        for (unsigned n = 0; n < 4; n++)
+            last[n] = 0x1000 + n;
+        assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+        assert_int_equal(v->debugctl, 0);
+        for (unsigned n = 0; n < 4; n++)
+            assert_int_equal(last[n], 0x1000 + n);
+        assert_int_equal(vmcb_get(g, VMCB_BR_FROM), virtualized ? GUEST_CODE : 0);
+        assert_int_equal(vmcb_get(g, VMCB_BR_TO), virtualized ? GUEST_CODE + 4 : 0);
+        assert_int_equal(vmcb_get(g, VMCB_DBGCTL), virtualized ? DEBUGCTL_LBR | DEBUGCTL_BTF : DEBUGCTL_LBR | DEBUGCTL_BTF | 0xff00);
+        assert_int_equal(vmcb_get(g, VMCB_LASTEXCPFROM), 0x333);
+    }
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_VIRT_EXT, 0);
+    v->debugctl = DEBUGCTL_LBR;
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(v->debugctl, DEBUGCTL_LBR);
+    assert_true(last[0] == GUEST_CODE && last[1] == GUEST_CODE + 4);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, free_svm)
 static int free_svm(void **state)
 {
@@ -349,7 +384,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(registers), T(instruction_exits), T(refused), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
-        T(nested_paging), T(clean_bits), T(more_state), T(single_step),
+        T(nested_paging), T(clean_bits), T(more_state), T(single_step), T(last_branches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
