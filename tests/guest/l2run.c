@@ -1,13 +1,14 @@
 /*
- * l2run KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and nothing else.
- * It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as part of
- * an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
+ * l2run [-c CPUS] [-m MiB] KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and
+ * nothing else. It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as
+ * part of an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
  *
  * Interfaces: Linux Documentation/virt/kvm/api.rst; boot protocol: Documentation/arch/x86/boot.rst.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,11 +19,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RAM_SIZE (256ul << 20)
+#define CPUS_MAX 16
 #define LOAD_AT 0x100000
 #define PARAMS_AT 0x10000
 #define CMDLINE_AT 0x20000
 #define GDT_AT 0x800
+
+static unsigned cpus = 1;
+static size_t ram_size = 256ul << 20;
 
 static void die(const char *what)
 {
@@ -51,7 +55,7 @@ static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 
 /*
- * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of one processor and KVM's I/O
+ * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of its processors and KVM's I/O
  * APIC: with it the guest uses its local APIC's timer instead of reprogramming the 8254 at every tick.
  * "Hardware-reduced": there is no PM block. Linux then takes the legacy interrupts for absent, so the DSDT
  * tells of the serial port's.
@@ -88,8 +92,8 @@ static const uint8_t dsdt_aml[] = {
 
 static void write_acpi(uint8_t *ram)
 {
-    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x400;
-    static const uint8_t cpu[8] = {0, 8, 0, 0, 1}, ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
+    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x500;
+    static const uint8_t ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
     static const uint8_t irq0[10] = {2, 10, 0, 0, 2};
     memcpy(ram + ACPI_AT + 36, dsdt_aml, sizeof(dsdt_aml));
     uint32_t dsdt = acpi_table(ram, ACPI_AT, "DSDT", 2, 36 + sizeof(dsdt_aml));
@@ -98,7 +102,8 @@ static void write_acpi(uint8_t *ram)
     put64(fadt + 140, dsdt);
     put32(madt + 36, 0xfee00000);
     put32(madt + 40, 1); /* an 8259 pair is there */
-    memcpy(e, cpu, 8), e += 8;
+    for (unsigned n = 0; n < cpus; n++, e += 8)
+        memcpy(e, (const uint8_t[8]){0, 8, (uint8_t)n, (uint8_t)n, 1}, 8);
     memcpy(e, ioapic, 12), e += 12;
     memcpy(e, irq0, 10), e += 10; /* the 8254 is on input 2 */
     put64(xsdt + 36, acpi_table(ram, ACPI_AT + 0x100, "FACP", 6, 276));
@@ -108,7 +113,7 @@ static void write_acpi(uint8_t *ram)
     memcpy(rsdp + 9, "NESTOR", 6);
     rsdp[15] = 2;
     put32(rsdp + 20, 36);
-    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x400, "XSDT", 1, 52));
+    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x500, "XSDT", 1, 52));
     rsdp[8] = checksum(rsdp, 20);
     rsdp[32] = checksum(rsdp, 36);
 }
@@ -122,7 +127,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
         exit(1);
     }
     size_t setup = ((k[0x1f1] ? k[0x1f1] : 4) + 1) * 512u;
-    size_t at = (RAM_SIZE - isize) & ~4095ul;
+    size_t at = (ram_size - isize) & ~4095ul;
     memcpy(ram + LOAD_AT, k + setup, ksize - setup);
     memcpy(ram + at, i, isize);
     strcpy((char *)ram + CMDLINE_AT, cmdline);
@@ -133,7 +138,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     put32(zp + 0x228, CMDLINE_AT);
     zp[0x1e8] = 3; /* e820 entries */
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
-    put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
+    put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, ram_size - 0x100000), put32(zp + 0x2f4, 1);
     put64(zp + 0x2f8, ACPI_AT), put64(zp + 0x300, 0x20000), put32(zp + 0x308, 2);
     write_acpi(ram);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
@@ -204,7 +209,7 @@ static uint8_t uart_read(int vm, struct uart *u, unsigned reg)
     return v;
 }
 
-static void set_cpuid(int kvm, int cpu)
+static void set_cpuid(int kvm, int cpu, unsigned index)
 {
     struct {
         struct kvm_cpuid2 head;
@@ -214,9 +219,28 @@ static void set_cpuid(int kvm, int cpu)
     c.head.nent = 256;
     if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c))
         die("KVM_GET_SUPPORTED_CPUID");
+    unsigned bits = 0; /* of an APIC ID within the package: every processor is a core of one */
+    while (1u << bits < cpus)
+        bits++;
     for (unsigned i = 0; i < c.head.nent; i++) {
-        if (c.entries[i].function == 1)
-            c.entries[i].ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
+        struct kvm_cpuid_entry2 *e = &c.entries[i];
+        switch (e->function) {
+        case 1:
+            e->ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
+            e->ebx = (e->ebx & 0xffff) | cpus << 16 | index << 24;
+            e->edx = (e->edx & ~(1u << 28)) | (cpus > 1) << 28; /* HTT */
+            break;
+        case 4: e->eax &= 0x3fff; break; /* no cache is shared */
+        case 0xb: case 0x1f:
+            e->eax = e->index == 1 ? bits : 0;
+            e->ebx = e->index == 1 ? cpus : e->index == 0;
+            e->ecx = e->index == 1 ? 0x201 : e->index == 0 ? 0x100 : e->index;
+            e->edx = index;
+            break;
+        case 0x80000008: e->ecx = (e->ecx & ~0xf0ffu) | bits << 12 | (cpus - 1); break;
+        case 0x8000001d: e->eax &= 0x3fff; break;
+        case 0x8000001e: e->eax = index, e->ebx = index, e->ecx = 0; break;
+        }
     }
     if (ioctl(cpu, KVM_SET_CPUID2, &c))
         die("KVM_SET_CPUID2");
@@ -279,76 +303,144 @@ static void handle_io(int vm, struct uart *u, struct kvm_run *run)
     }
 }
 
-int main(int argc, char **argv)
+struct machine {
+    int kvm, vm;
+    uint8_t *ram;
+    pthread_mutex_t lock; /* of what follows */
+    struct uart uart;
+    unsigned long exits, io, mmio;
+    struct timespec began;
+};
+
+struct processor {
+    struct machine *m;
+    unsigned index;
+};
+
+/* Ends the process, whoever of the processors gets here first. */
+static void finish(struct machine *m, int status)
 {
-    if (argc < 3) {
-        fputs("usage: l2run KERNEL INITRD [CMDLINE]\n", stderr);
-        return 2;
+    struct timespec now;
+    pthread_mutex_lock(&m->lock);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double s = (double)(now.tv_sec - m->began.tv_sec) + (double)(now.tv_nsec - m->began.tv_nsec) / 1e9;
+    printf("l2run: the guest ran %.2f s of its host's time; %lu exits to user space (%lu port, %lu memory)\n", s, m->exits, m->io,
+           m->mmio);
+    exit(status);
+}
+
+static void handle_exit(struct machine *m, struct kvm_run *run)
+{
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+        pthread_mutex_lock(&m->lock);
+        m->io++;
+        handle_io(m->vm, &m->uart, run);
+        pthread_mutex_unlock(&m->lock);
+        break;
+    case KVM_EXIT_MMIO:
+        __atomic_fetch_add(&m->mmio, 1, __ATOMIC_RELAXED);
+        if (!run->mmio.is_write)
+            memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+        break;
+    case KVM_EXIT_INTR:
+        break;
+    case KVM_EXIT_SHUTDOWN:
+        finish(m, 0);
+        break;
+    case KVM_EXIT_FAIL_ENTRY:
+        fprintf(stderr, "l2run: VM entry failed, hardware reason %#llx\n",
+                (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+        finish(m, 1);
+        break;
+    default:
+        fprintf(stderr, "l2run: exit reason %u, suberror %u\n", run->exit_reason, run->internal.suberror);
+        finish(m, 1);
     }
-    struct timespec t0, t1;
-    unsigned long exits = 0, io = 0, mmio = 0;
-    clock_gettime(CLOCK_MONOTONIC, &t0);
-    int kvm = open("/dev/kvm", O_RDWR);
-    if (kvm < 0)
-        die("/dev/kvm");
-    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0)
-        die("KVM_CREATE_VM");
-    uint64_t identity_map = 0xfffbc000;
-    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
-        ioctl(vm, KVM_CREATE_IRQCHIP, 0) || ioctl(vm, KVM_CREATE_PIT2, &pit))
-        die("setting the virtual machine up");
-    uint8_t *ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (ram == MAP_FAILED)
-        die("guest memory");
-    load_linux(ram, argv[1], argv[2], argc > 3 ? argv[3] : "console=ttyS0 reboot=t panic=-1");
-    struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE, .userspace_addr = (uintptr_t)ram};
-    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region))
-        die("KVM_SET_USER_MEMORY_REGION");
-    int cpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+}
+
+/* One processor, created and run by a thread of its own; the first boots, the others wait for it. */
+static void *run_processor(void *arg)
+{
+    const struct processor *p = arg;
+    struct machine *m = p->m;
+    int cpu = ioctl(m->vm, KVM_CREATE_VCPU, p->index);
     if (cpu < 0)
         die("KVM_CREATE_VCPU");
-    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    int size = ioctl(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);
     if (size < 0 || run == MAP_FAILED)
         die("KVM_GET_VCPU_MMAP_SIZE");
-    set_cpuid(kvm, cpu);
+    set_cpuid(m->kvm, cpu, p->index);
     set_msrs(cpu);
-    set_registers(cpu);
-    struct uart uart = {0};
-    int status = -1;
-    while (status < 0) {
-        if (ioctl(cpu, KVM_RUN, 0) && errno != EINTR && errno != EAGAIN)
+    if (p->index == 0)
+        set_registers(cpu);
+    for (;;) {
+        if (ioctl(cpu, KVM_RUN, 0)) {
+            if (errno == EINTR || errno == EAGAIN)
+                continue;
             die("KVM_RUN");
-        exits++;
-        switch (run->exit_reason) {
-        case KVM_EXIT_IO:
-            io++;
-            handle_io(vm, &uart, run);
-            break;
-        case KVM_EXIT_MMIO:
-            mmio++;
-            if (!run->mmio.is_write)
-                memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
-            break;
-        case KVM_EXIT_INTR:
-            break;
-        case KVM_EXIT_SHUTDOWN:
-            status = 0;
-            break;
-        case KVM_EXIT_FAIL_ENTRY:
-            fprintf(stderr, "l2run: VM entry failed, hardware reason %#llx\n",
-                    (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
-            status = 1;
-            break;
-        default:
-            fprintf(stderr, "l2run: exit reason %u, suberror %u\n", run->exit_reason, run->internal.suberror);
-            status = 1;
         }
+        __atomic_fetch_add(&m->exits, 1, __ATOMIC_RELAXED);
+        handle_exit(m, run);
     }
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
-    printf("l2run: L2 ran %.2f s of L1's time; %lu exits to user space (%lu port, %lu memory)\n", s, exits, io, mmio);
-    return status;
+    return NULL;
+}
+
+static unsigned long number(const char *text, unsigned long max)
+{
+    char *end;
+    unsigned long n = strtoul(text, &end, 10);
+    if (*end || n < 1 || n > max) {
+        fprintf(stderr, "l2run: expected a number from 1 to %lu instead of %s\n", max, text);
+        exit(2);
+    }
+    return n;
+}
+
+int main(int argc, char **argv)
+{
+    for (int option; (option = getopt(argc, argv, "+c:m:")) != -1;) {
+        if (option == 'c')
+            cpus = (unsigned)number(optarg, CPUS_MAX);
+        else if (option == 'm')
+            ram_size = number(optarg, 3072) << 20;
+        else
+            return 2;
+    }
+    argv += optind;
+    argc -= optind;
+    if (argc < 2) {
+        fputs("usage: l2run [-c CPUS] [-m MiB] KERNEL INITRD [CMDLINE]\n", stderr);
+        return 2;
+    }
+    static struct machine m = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    static struct processor processors[CPUS_MAX];
+    clock_gettime(CLOCK_MONOTONIC, &m.began);
+    m.kvm = open("/dev/kvm", O_RDWR);
+    if (m.kvm < 0)
+        die("/dev/kvm");
+    m.vm = ioctl(m.kvm, KVM_CREATE_VM, 0);
+    if (m.vm < 0)
+        die("KVM_CREATE_VM");
+    uint64_t identity_map = 0xfffbc000;
+    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+    if (ioctl(m.vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(m.vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
+        ioctl(m.vm, KVM_CREATE_IRQCHIP, 0) || ioctl(m.vm, KVM_CREATE_PIT2, &pit))
+        die("setting the virtual machine up");
+    m.ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m.ram == MAP_FAILED)
+        die("guest memory");
+    load_linux(m.ram, argv[0], argv[1], argc > 2 ? argv[2] : "console=ttyS0 reboot=t panic=-1");
+    struct kvm_userspace_memory_region region = {.memory_size = ram_size, .userspace_addr = (uintptr_t)m.ram};
+    if (ioctl(m.vm, KVM_SET_USER_MEMORY_REGION, &region))
+        die("KVM_SET_USER_MEMORY_REGION");
+    for (unsigned n = 0; n < cpus; n++) {
+        pthread_t thread;
+        processors[n] = (struct processor){&m, n};
+        if (n && pthread_create(&thread, NULL, run_processor, &processors[n]))
+            die("pthread_create");
+    }
+    run_processor(&processors[0]);
+    return 1;
 }
