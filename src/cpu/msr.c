@@ -112,14 +112,19 @@ static bool misc_enable_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
-static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+u64 cpu_spec_ctrl_allowed(const struct vcpu *v)
 {
     u64 allowed = BIT64(0); /* IBRS */
     if (cpu_has(v, FEAT_STIBP) || cpu_has(v, FEAT_AMD_STIBP))
         allowed |= BIT64(1);
     if (cpu_has(v, FEAT_SSBD) || cpu_has(v, FEAT_AMD_SSBD))
         allowed |= BIT64(2);
-    if (value & ~allowed)
+    return allowed;
+}
+
+static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (value & ~cpu_spec_ctrl_allowed(v))
         return false;
     v->spec_ctrl = value;
     return true;

@@ -76,5 +76,8 @@ _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr
 /* Whether every byte of @pat is a memory type the PAT may hold. */
 bool pat_valid(u64 pat);
 
+/* The bits of SPEC_CTRL that this processor has. */
+u64 cpu_spec_ctrl_allowed(const struct vcpu *v);
+
 /* The VMX capability registers 0x480.. (src/vmx); false: this one does not exist. */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);

@@ -78,6 +78,10 @@ static void load_guest(struct vcpu *v)
     v->dr7 = (F(DR7) & DR7_WRITABLE) | DR7_FIXED;
     if (x->nested_paging)
         v->pat = F(G_PAT);
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        x->host.spec_ctrl = v->spec_ctrl;
+        v->spec_ctrl = F(SPEC_CTRL) & cpu_spec_ctrl_allowed(v);
+    }
     if (x->virtual_lbr)
         swap_last_branches(v);
 
@@ -187,6 +191,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         cpu_unwind(v, UNWIND_EXIT);
     }
 
+    u64 dr7 = v->dr7;
     load_guest(v);
     v->guest_mode = true;
     v->virt = &svm_virt_ops;
@@ -198,7 +203,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (!x->nested_paging)
         memcpy(v->pdpte, s.pdpte, sizeof(v->pdpte));
     cpu_mode_changed(v);
-    mmu_watch_changed(v);
+    if (v->dr7 != dr7)
+        mmu_watch_changed(v);
     cpu_flags_changed(v);
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
     x->pause_last = v->icount;

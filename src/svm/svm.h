@@ -25,7 +25,7 @@ enum vmcb_clean {
     CLEAN_INTERCEPTS, CLEAN_PERM_MAP, CLEAN_ASID, CLEAN_INTR, CLEAN_NPT, CLEAN_CR, CLEAN_DR, CLEAN_DT, CLEAN_SEG, CLEAN_CR2,
     CLEAN_LBR, CLEAN_AVIC, CLEAN_CET, CLEAN_NONE,
 };
-enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_LBR, USE_LOAD };
+enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_LBR, USE_SPEC, USE_LOAD };
 
 struct vmcb_field {
     const char *name;
@@ -38,7 +38,7 @@ extern const struct vmcb_field vmcb_fields[VMCB_FIELD_COUNT];
 /* The field that begins at @offset, or -1. */
 int vmcb_find(unsigned offset);
 
-#define VMCB_BYTES 0x698u
+#define VMCB_BYTES 0x6e8u
 
 /* INT_CTL */
 #define V_TPR 0xfull
@@ -98,6 +98,7 @@ struct svm_host { /* what VMRUN saves and #VMEXIT restores: the host state-save 
     struct segment es, cs, ss, ds;
     struct desc_table gdtr, idtr;
     u64 efer, cr0, cr3, cr4, rflags, rip, rsp, rax, pat;
+    u64 spec_ctrl;                /* where SPEC_CTRL is virtualized */
     u64 debugctl, last_branch[4]; /* under LBR virtualization */
 };
 
