@@ -71,7 +71,7 @@ static void print_counts(unsigned level, const unsigned *count, const char *what
         print("\n");
 }
 
-static const struct extension *find_extension(void)
+const struct extension *find_extension(void)
 {
     return extension_vmx.available() ? &extension_vmx : extension_svm.available() ? &extension_svm : NULL;
 }
@@ -96,7 +96,7 @@ void demo_main(unsigned level)
         const struct extension *ext = find_extension();
         if (!ext)
             fail("this CPU offers no hypervisor extension");
-        ext->run_guest(level + 1, &counts[level]);
+        run_guest(ext, level + 1, &counts[level]);
         print_counts(level, counts[level].handled, " handled exits of its guest:", ext);
         print_counts(level, counts[level].reflected, " passed on exits of its guest's guest:", ext);
     }
