@@ -115,14 +115,19 @@ static bool misc_enable_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
-static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+u64 cpu_spec_ctrl_allowed(const struct vcpu *v)
 {
     u64 allowed = BIT64(0); /* IBRS */
     if (cpu_has(v, FEAT_STIBP) || cpu_has(v, FEAT_AMD_STIBP))
         allowed |= BIT64(1);
     if (cpu_has(v, FEAT_SSBD) || cpu_has(v, FEAT_AMD_SSBD))
         allowed |= BIT64(2);
-    if (value & ~allowed)
+    return allowed;
+}
+
+static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (value & ~cpu_spec_ctrl_allowed(v))
         return false;
     v->spec_ctrl = value;
     return true;
@@ -322,10 +327,13 @@ static bool mc_bank_write(struct vcpu *v, u32 msr, u64 value)
 
 static bool debugctl_write(struct vcpu *v, u32 msr, u64 value)
 {
-    /* There is no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
     if (value & ~(DEBUGCTL_LBR | DEBUGCTL_BTF))
         return false;
-    v->debugctl = value & DEBUGCTL_BTF;
+    /* Intel models have no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
+    if (v->model->vendor == VENDOR_INTEL)
+        value &= ~DEBUGCTL_LBR;
+    v->debugctl = value;
+    cpu_attention(v, ATT_SHADOW); /* recording begins with the next instruction */
     return true;
 }
 
@@ -419,7 +427,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x17a), .name = "MCG_STATUS", .feature = FEAT_MCA, .allowed = 7, FIELD(mcg_status)},
     {ONE(0x1a0), .name = "MISC_ENABLE", .who = MSR_INTEL, FIELD(misc_enable), .write = misc_enable_write},
     {ONE(0x1d9), .name = "DEBUGCTL", FIELD(debugctl), .write = debugctl_write},
-    {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY},
+    {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY, SLOT(LAST_BRANCH)},
     {.first = 0x200, .last = 0x20f, .name = "MTRR_PHYSBASE/MASK", .feature = FEAT_MTRR, .read = mtrr_variable_read,
      .write = mtrr_variable_write},
     {ONE(0x250), .name = "MTRR_FIX64K", .feature = FEAT_MTRR, .read = mtrr_fixed_read, .write = mtrr_fixed_write},

@@ -44,6 +44,17 @@ static void save_host(struct vcpu *v)
     };
 }
 
+/* "LBR Virtualization": without it host and guest share these registers. */
+static void swap_last_branches(struct vcpu *v)
+{
+    struct svm *x = v->svm;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    x->host.debugctl = v->debugctl;
+    memcpy(x->host.last_branch, last, sizeof(x->host.last_branch));
+    v->debugctl = F(DBGCTL) & (DEBUGCTL_LBR | DEBUGCTL_BTF);
+    memcpy(last, &F(BR_FROM), sizeof(x->host.last_branch));
+}
+
 static struct segment guest_segment(const struct vcpu *v, enum vmcb_index selector)
 {
     const u64 *s = v->svm->f + selector;
@@ -67,6 +78,12 @@ static void load_guest(struct vcpu *v)
     v->dr7 = (F(DR7) & DR7_WRITABLE) | DR7_FIXED;
     if (x->nested_paging)
         v->pat = F(G_PAT);
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        x->host.spec_ctrl = v->spec_ctrl;
+        v->spec_ctrl = F(SPEC_CTRL) & cpu_spec_ctrl_allowed(v);
+    }
+    if (x->virtual_lbr)
+        swap_last_branches(v);
 
     v->seg[SEG_ES] = guest_segment(v, VMCB_ES_SELECTOR);
     v->seg[SEG_CS] = guest_segment(v, VMCB_CS_SELECTOR);
@@ -156,6 +173,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     x->nested_paging = cpu_has(v, FEAT_NPT) && F(NESTED_CTL) & NESTED_CTL_NP;
     x->vgif = cpu_has(v, FEAT_VGIF) && F(INT_CTL) & V_GIF_ENABLE;
     x->vnmi = cpu_has(v, FEAT_VNMI) && F(INT_CTL) & V_NMI_ENABLE;
+    x->virtual_lbr = cpu_has(v, FEAT_LBRV) && F(VIRT_EXT) & VIRT_EXT_LBR;
     x->virtual_vmload = cpu_has(v, FEAT_VVMLOAD) && F(VIRT_EXT) & VIRT_EXT_VMLOAD_VMSAVE;
     svm_take_snapshot(v, &s);
     save_host(v);
@@ -173,6 +191,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         cpu_unwind(v, UNWIND_EXIT);
     }
 
+    u64 dr7 = v->dr7;
     load_guest(v);
     v->guest_mode = true;
     v->virt = &svm_virt_ops;
@@ -184,7 +203,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (!x->nested_paging)
         memcpy(v->pdpte, s.pdpte, sizeof(v->pdpte));
     cpu_mode_changed(v);
-    mmu_watch_changed(v);
+    if (v->dr7 != dr7)
+        mmu_watch_changed(v);
     cpu_flags_changed(v);
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
     x->pause_last = v->icount;

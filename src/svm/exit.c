@@ -1,4 +1,5 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
+#include "cpu/msr.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -38,6 +39,17 @@ static void save_guest(struct vcpu *v)
     F(INTERRUPT_SHADOW) = v->shadow ? 1 : 0;
     if (x->nested_paging)
         F(G_PAT) = v->pat;
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        F(SPEC_CTRL) = v->spec_ctrl;
+        v->spec_ctrl = x->host.spec_ctrl;
+    }
+    if (x->virtual_lbr) {
+        u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+        F(DBGCTL) = v->debugctl;
+        memcpy(&F(BR_FROM), last, sizeof(x->host.last_branch));
+        v->debugctl = x->host.debugctl;
+        memcpy(last, x->host.last_branch, sizeof(x->host.last_branch));
+    }
 }
 
 /* "Nested and intercepted #PF": the bytes at RIP, as far as they can be fetched. */
@@ -76,6 +88,7 @@ void svm_load_host(struct vcpu *v)
 {
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
+    bool watch_changed = v->dr7 != DR7_FIXED;
     v->gif = false;
     v->guest_mode = false;
     v->virt = NULL;
@@ -113,7 +126,8 @@ void svm_load_host(struct vcpu *v)
     }
     cpu_mode_changed(v);
     cpu_flags_changed(v);
-    mmu_watch_changed(v);
+    if (watch_changed)
+        mmu_watch_changed(v);
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
