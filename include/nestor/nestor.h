@@ -81,6 +81,15 @@ void nestor_free(struct nestor *n);
  */
 int nestor_gdb(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
 
+/*
+ * The monitor: commands like those of gdb's "monitor", and more, on a Unix socket "unix:PATH"; @wait: nothing
+ * runs before somebody has connected. Or on @fd, a connected stream socket that becomes the machine's.
+ */
+int nestor_monitor(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
+int nestor_monitor_fd(struct nestor *n, int fd, bool wait);
+/* Names for guest addresses, from the symbol table of an ELF file; may be called for several. */
+int nestor_symbols(struct nestor *n, const char *path, struct nestor_error *err);
+
 /* Runs until something of enum nestor_stop_reason happens; @timeout in seconds, 0 for none. */
 struct nestor_result nestor_run(struct nestor *n, double timeout);
 /* Makes nestor_run() return soon. May be called from another thread or a signal handler. */

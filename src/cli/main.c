@@ -21,7 +21,7 @@ const struct command command_list = {
     .run = list_command, .summary = "Prints a table of what Nestor knows.",
 };
 
-static const struct command *const commands[] = {&command_run, &command_demo, &command_list, &command_vmcs_check, &command_explain};
+static const struct command *const commands[] = {&command_run, &command_demo, &command_list, &command_monitor, &command_vmcs_check, &command_explain};
 
 static void help(void)
 {

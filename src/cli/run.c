@@ -8,10 +8,13 @@
 struct run_options {
     struct nestor_config config;
     enum console_kind console;
+    bool console_given;
     const char *console_path;
     double timeout;
-    const char *gdb;
-    bool gdb_wait;
+    const char *gdb, *monitor;
+    bool gdb_wait, monitor_wait;
+    const char *symbols[8];
+    unsigned nsymbols;
     bool stats;
 };
 
@@ -65,6 +68,7 @@ static int set_smp(void *target, const char *value, struct nestor_error *err)
 static int set_serial(void *target, const char *value, struct nestor_error *err)
 {
     struct run_options *o = OPTIONS(target);
+    o->console_given = true;
     if (!strcmp(value, "stdio"))
         o->console = CONSOLE_STDIO;
     else if (!strcmp(value, "none"))
@@ -138,6 +142,29 @@ static int set_gdb_wait(void *target, const char *value, struct nestor_error *er
     return 0;
 }
 
+static int set_monitor(void *target, const char *value, struct nestor_error *err)
+{
+    (void)err;
+    OPTIONS(target)->monitor = value;
+    return 0;
+}
+
+static int set_monitor_wait(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->monitor_wait = true;
+    return 0;
+}
+
+static int set_symbols(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = OPTIONS(target);
+    if (o->nsymbols == sizeof(o->symbols) / sizeof(o->symbols[0]))
+        return fail(err, "at most 8 files");
+    o->symbols[o->nsymbols++] = value;
+    return 0;
+}
+
 static int set_stats(void *target, const char *value, struct nestor_error *err)
 {
     (void)value, (void)err;
@@ -150,7 +177,10 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
     {"gdb", "unix:PATH|[HOST:]PORT", "let gdb connect there (HOST: 127.0.0.1 unless given)", set_gdb},            \
-    {"gdb-wait", NULL, "with --gdb: run nothing before gdb has connected", set_gdb_wait}
+    {"gdb-wait", NULL, "with --gdb: run nothing before gdb has connected", set_gdb_wait},                       \
+    {"monitor", "stdio|unix:PATH", "the built-in debugger, here or on a socket (nestor monitor PATH)", set_monitor},  \
+    {"monitor-wait", NULL, "with --monitor: run nothing before it says continue", set_monitor_wait},              \
+    {"symbols", "ELF", "names for guest addresses; may be given several times", set_symbols}
 #define TRACE_OPTIONS                                                                                           \
     {"trace", "EVENT[,EVENT]", "log these events (nestor list events), or all", set_trace},                       \
     {"log", "FILE", "write the log there instead of standard error", set_log}
@@ -213,8 +243,16 @@ static int run_machine(const struct command *c, struct run_options *o)
     struct nestor_error err;
     o->config.api_version = NESTOR_API_VERSION;
     o->config.serial_wait_fd = -1;
+    bool on_stdio = o->monitor && !strcmp(o->monitor, "stdio");
     if (o->gdb_wait && !o->gdb)
         return usage_error(c, "--gdb-wait: expected --gdb too");
+    if (o->monitor_wait && !o->monitor)
+        return usage_error(c, "--monitor-wait: expected --monitor too");
+    if (on_stdio && o->console == CONSOLE_STDIO) {
+        if (o->console_given)
+            return usage_error(c, "--monitor stdio: standard input is the serial port's, expected --serial file:PATH or none");
+        o->console = CONSOLE_OUTPUT;
+    }
     struct console *console = console_open(o->console, o->console_path, &err);
     if (!console)
         return usage_error(c, "--serial file:%s", err.text);
@@ -224,13 +262,25 @@ static int run_machine(const struct command *c, struct run_options *o)
         console_close(console);
         return usage_error(c, "%s", err.text);
     }
-    if (o->gdb && nestor_gdb(n, o->gdb, o->gdb_wait, &err)) {
+    int bad = (o->gdb && nestor_gdb(n, o->gdb, o->gdb_wait, &err)) ||
+              (o->monitor && !on_stdio && nestor_monitor(n, o->monitor, o->monitor_wait, &err));
+    for (unsigned i = 0; i < o->nsymbols && !bad; i++)
+        bad = nestor_symbols(n, o->symbols[i], &err);
+    if (bad) {
         nestor_free(n);
         console_close(console);
         return usage_error(c, "%s", err.text);
     }
+    struct monitor_client *client = NULL;
+    int fd;
+    if (on_stdio && !(client = monitor_client_start(&fd)))
+        return usage_error(c, "--monitor stdio: cannot be started");
+    if (client)
+        nestor_monitor_fd(n, fd, o->monitor_wait);
     console_start(console, n);
     struct nestor_result r = nestor_run(n, o->timeout);
+    if (client)
+        monitor_client_end(client);
     console_close(console);
     int status = finish(c, n, r, o->timeout);
     if (o->stats)

@@ -71,6 +71,8 @@ void machine_free_devices(struct nestor *m);
 /* Passes waiting input to the serial port. */
 void machine_serial_input(struct nestor *m);
 void machine_serial_flush(struct nestor *m);
+/* stats.c: counts VM exits by reason, level and place from now on. */
+void machine_profile_exits(struct nestor *m);
 /* run.c */
 struct nestor_result machine_run(struct nestor *m, double timeout);
 u64 host_time_ns(void);

@@ -82,5 +82,7 @@ void physmap_on_protect(struct physmap *pm, void (*protect)(void *opaque, pa_t p
 void physmap_on_change(struct physmap *pm, void (*changed)(void *opaque), void *opaque);
 /* Bytes of RAM at @pa were written by somebody: tells the subscribers of its flags. Cheap when no flag is set. */
 void physmap_written(struct physmap *pm, pa_t pa, size_t len);
+/* The @n-th run of addresses with one region behind it, in ascending order; NULL: there are no more. */
+const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *first, pa_t *last);
 /* Total RAM, bytes. */
 u64 physmap_ram_size(const struct physmap *pm);

@@ -272,6 +272,8 @@ void vmx_fail_invalid(struct vcpu *v);
 void vmx_fail_valid(struct vcpu *v, u32 error);
 void vmx_fail(struct vcpu *v, u32 error); /* Valid when there is a current VMCS, else Invalid */
 void vmx_succeed(struct vcpu *v);
+/* EPT as the current VMCS has it, under secondary controls @sec; none when they do not have it on. */
+struct slat vmx_slat(const struct vcpu *v, u32 sec);
 void vmx_apply_slat(struct vcpu *v); /* tells the MMU about EPTP and VPID in force */
 
 /* ---- exit.c ---- */

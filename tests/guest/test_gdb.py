@@ -96,7 +96,7 @@ class Gdb(unittest.TestCase):
     def test_break_at_every_level(self):
         o = self.demo("break demo_main", "continue", "p $rdi", "continue", "p $rdi", "monitor info", "continue", "p $rdi", "monitor info", "detach")
         self.assertEqual([self.value(o[n]) for n in (2, 4, 7)], [1, 2, 3])
-        self.assertIn("L2 or deeper", o[5])
+        self.assertIn("L2 (guest mode)", o[5])
         self.demo_ends_well()
 
     def test_level(self):
@@ -170,7 +170,7 @@ class Gdb(unittest.TestCase):
         self.assertIn("what the entry loads", o[5])
         self.assertIn("Loading Guest Control Registers", o[5])
         self.assertIn("guest_entry in section", o[8])
-        self.assertIn("L2 or deeper", o[9])
+        self.assertIn("L2 (guest mode)", o[9])
         self.assertIn("its latest VM entry succeeded", o[10])
         self.demo_ends_well()
 
@@ -231,7 +231,7 @@ class Gdb(unittest.TestCase):
         self.assertIn("FAIL: SVM_ASID0", o[7])
         self.assertIn("satisfied by: set GUEST_ASID bit 0", o[7])
         self.assertRegex(o[8], "SVM_ASID0 +fail")
-        self.assertIn("L2 or deeper", o[13])
+        self.assertIn("L2 (guest mode)", o[13])
         self.demo_ends_well()
 
     # ---- small images ----
