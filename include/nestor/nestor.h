@@ -33,6 +33,8 @@ enum nestor_clock { NESTOR_CLOCK_HOST, NESTOR_CLOCK_ICOUNT };
 struct nestor_config {
     unsigned api_version; /* NESTOR_API_VERSION */
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
+    const char *vmx_cap;  /* "NAME=VALUE,...": capability MSRs as another processor has them (nestor list vmx-caps) */
+    const char *svm_cap;  /* "NAME=0|1,...": likewise the bits of CPUID 0x8000000A */
     const char *engine;   /* "interp" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
@@ -100,7 +102,7 @@ void nestor_print_stats(struct nestor *n, FILE *out);
 /* The registers of every processor, for a report. */
 void nestor_print_registers(struct nestor *n, FILE *out);
 
-/* "cpus", "instructions", "vmcs-fields", "vmentry-checks", "devices", "events". False: no such list. */
+/* "cpus", "instructions", "vmcs-fields", "vmcb-fields", "vmentry-checks", "vmx-caps", "devices", "events". False: no such list. */
 bool nestor_list(const char *what, FILE *out);
 
 /*

@@ -15,6 +15,7 @@ struct run_options {
     bool gdb_wait, monitor_wait;
     const char *symbols[8];
     unsigned nsymbols;
+    char vmx_cap[2000];
     bool stats;
 };
 
@@ -38,6 +39,22 @@ STRING_OPTION(kernel, kernel)
 STRING_OPTION(initrd, initrd)
 STRING_OPTION(append, append)
 STRING_OPTION(engine, engine)
+STRING_OPTION(svm_cap, svm_cap)
+
+/* May be given several times: the texts are one list. */
+static int set_vmx_cap(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = OPTIONS(target);
+    size_t used = strlen(o->vmx_cap), more = strlen(value);
+    if (used + more + 2 > sizeof(o->vmx_cap))
+        return fail(err, "at most 2000 characters");
+    if (used)
+        o->vmx_cap[used++] = ',';
+    strcpy(o->vmx_cap + used, value);
+    o->config.vmx_cap = o->vmx_cap;
+    return 0;
+}
+
 
 static int set_memory(void *target, const char *value, struct nestor_error *err)
 {
@@ -173,6 +190,9 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 }
 
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
+#define CAP_OPTIONS                                                                                             \
+    {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
+    {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A", set_svm_cap}
 #define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
@@ -190,6 +210,7 @@ static const struct option_row run_rows[] = {
     {"initrd", "FILE", "initial RAM disk, or multiboot module", set_initrd},
     {"append", "TEXT", "the guest's command line", set_append},
     CPU_OPTION,
+    CAP_OPTIONS,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
@@ -206,6 +227,7 @@ static const struct option_row run_rows[] = {
 
 static const struct option_row demo_rows[] = {
     CPU_OPTION,
+    CAP_OPTIONS,
     ENGINE_OPTION,
     TIMEOUT_OPTION,
     GDB_OPTIONS,

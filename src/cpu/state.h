@@ -314,6 +314,7 @@ struct vcpu {
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
     bool in_vmx_operation;
+    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 

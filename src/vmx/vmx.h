@@ -91,6 +91,11 @@ struct vmx_caps {
     u64 fields[(VMCS_SLOT_COUNT + 63) / 64]; /* bit per slot: the field exists */
 };
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v);
+void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps); /* tells the core what VMX operation fixes */
+void vmx_caps_fields(struct vmx_caps *caps); /* .fields from the controls */
+/* vmx_caps_force.c: --vmx-cap. Returns 0, or -1 and fills *err; what @caps holds then is not to be used. */
+int vmx_caps_force(struct vmx_caps *caps, const char *text, struct error *err);
+void vmx_caps_list(const struct vmx_caps *c, FILE *out);
 bool vmx_caps_msr(const struct vmx_caps *caps, u32 msr, u64 *value);
 /* RDMSR of IA32_VMX_BASIC..0x493; false: no such MSR (#GP). */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);
@@ -103,6 +108,7 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 /* IA32_VMX_BASIC */
 #define VMX_REVISION 0x4e530001u /* "NS", layout 1: the layout vmcs.c writes */
 #define VMX_BASIC_32BIT BIT64(48)
+#define VMX_BASIC_TRUE_CONTROLS BIT64(55)
 #define VMX_BASIC_NO_ERROR_CODE_RULE BIT64(56)
 /* IA32_VMX_MISC */
 #define VMX_MISC_TIMER_SHIFT 5u
