@@ -97,6 +97,29 @@ static void diff(struct debugger *g, struct vcpu *v, u64 control, FILE *out)
     fprintf(out, "%u field%s changed since the mark\n", changed, changed == 1 ? "" : "s");
 }
 
+/* What vmcs-check reads: the fields, and what is known of the processor. */
+static void print_json(struct vcpu *v, u64 control, FILE *out)
+{
+    static const struct {
+        const char *name;
+        u16 msr;
+    } caps[] = {{"IA32_VMX_BASIC", 0x480}, {"IA32_VMX_MISC", 0x485}, {"IA32_VMX_CR0_FIXED0", 0x486}, {"IA32_VMX_CR0_FIXED1", 0x487},
+                {"IA32_VMX_CR4_FIXED0", 0x488}, {"IA32_VMX_CR4_FIXED1", 0x489}, {"IA32_VMX_PROCBASED_CTLS2", 0x48b}, {"IA32_VMX_EPT_VPID_CAP", 0x48c},
+                {"IA32_VMX_TRUE_PINBASED_CTLS", 0x48d}, {"IA32_VMX_TRUE_PROCBASED_CTLS", 0x48e}, {"IA32_VMX_TRUE_EXIT_CTLS", 0x48f},
+                {"IA32_VMX_TRUE_ENTRY_CTLS", 0x490}, {"IA32_VMX_VMFUNC", 0x491}};
+    u64 value;
+    fputs("{\n", out);
+    for (unsigned n = 0; n < field_count(v); n++)
+        if (field_exists(v, n))
+            fprintf(out, "  \"%s\": \"0x%" PRIx64 "\",\n", field_name(v, n), field_get(v, control, n));
+    for (unsigned n = 0; v->vmx && n < ARRAY_SIZE(caps); n++)
+        if (vmx_caps_msr(&v->vmx->caps, caps[n].msr, &value))
+            fprintf(out, "  \"%s\": \"0x%" PRIx64 "\",\n", caps[n].name, value);
+    if (v->vmx)
+        fprintf(out, "  \"LINEAR_WIDTH\": %u,\n", v->linear_width);
+    fprintf(out, "  \"MAXPHYADDR\": %u\n}\n", v->maxphyaddr);
+}
+
 void cmd_vmcs(struct debugger *g, struct vcpu *v, char *args, FILE *out)
 {
     u64 control, value;
@@ -112,6 +135,8 @@ void cmd_vmcs(struct debugger *g, struct vcpu *v, char *args, FILE *out)
     if (!strcmp(word, "mark")) {
         mark(g, v, control);
         fprintf(out, "the fields of 0x%" PRIx64 " are remembered\n", control);
+    } else if (!strcmp(word, "json")) {
+        print_json(v, control, out);
     } else if (!strcmp(word, "diff")) {
         diff(g, v, control, out);
     } else if (!strcmp(word, "set")) {

@@ -155,7 +155,7 @@ static const struct monitor_command commands[] = {
     {"until", "entry|exit", "once: stop at a guest's first instruction, or behind a VM exit", cmd_until, "entry exit off", false},
     {"vmentry", "COMMAND", "stop at VM entries and step through their checks", cmd_vmentry, "break step next-failure why list entered", false},
     {"vmexit", "break [REASON]|list", "stop behind VM exits", cmd_vmexit, "break list off", false},
-    {"vmcs", "[PATTERN|mark|diff|set FIELD VALUE]", "fields of the VMCS or VMCB", cmd_vmcs, "mark diff set", false},
+    {"vmcs", "[PATTERN|mark|diff|json|set FIELD VALUE]", "fields of the VMCS or VMCB", cmd_vmcs, "mark diff json set", false},
     {"exits", "[--cause REASON] [--by-rip] [--level L] [--reset]", "VM exits by reason, level and place", cmd_exits,
      "--cause --by-rip --level --reset", false},
     {"space", "[current|root|guest|guest-physical|physical]", "which addresses x, set and gdb's memory packets mean", cmd_space,
