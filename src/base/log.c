@@ -64,3 +64,19 @@ void log_list(FILE *out)
     for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
         fprintf(out, "%-14s %s\n", categories[i].name, categories[i].help);
 }
+
+void log_list_enabled(FILE *out)
+{
+    fputs("traced:", out);
+    for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
+        if (log_mask >> i & 1)
+            fprintf(out, " %s", categories[i].name);
+    fputc('\n', out);
+}
+
+void log_complete(FILE *out, const char *before, const char *text)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
+        if (!strncmp(categories[i].name, text, strlen(text)))
+            fprintf(out, "%s%s\n", before, categories[i].name);
+}

@@ -51,6 +51,7 @@ void vcpu_free(struct vcpu *v)
     if (!v)
         return;
     borrow_free(v);
+    free(v->exits);
     mmu_free(v->mmu);
     free(v);
 }

@@ -50,16 +50,42 @@ static void watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
     }
 }
 
+/* Whether any byte of the access lies in the physical range; *pa becomes the first such. */
+static bool physical_in(struct vcpu *v, gva_t la, unsigned size, const struct debug_watch *w, u64 *pa)
+{
+    for (unsigned n = 0; n < size; n++) {
+        struct translation t;
+        struct walk walk;
+        if (!mmu_translate(v, (la + n) & v->linear_mask, ACCESS_READ | ACCESS_NO_AD, &t, &walk))
+            return false;
+        for (; n < size; n++, t.pa++) { /* to the end of the page */
+            if (t.pa - w->at < w->len) {
+                *pa = t.pa;
+                return true;
+            }
+            if (!((t.pa + 1) & ~PAGE_MASK))
+                break;
+        }
+    }
+    return false;
+}
+
 /* A debugger's watched ranges: noted, for it to see before the next instruction. */
 static void debug_watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
 {
     struct vcpu_debug *d = v->debug;
     for (unsigned n = 0; n < d->nwatch; n++) {
         const struct debug_watch *w = &d->watch[n];
-        if (w->kind & (write ? WATCH_WRITE : WATCH_READ) && (la - w->la < w->len || w->la - la < size)) {
+        u64 at = la;
+        if (!(w->kind & (write ? WATCH_WRITE : WATCH_READ)))
+            continue;
+        if (w->physical && !physical_in(v, la, size, w, &at))
+            continue;
+        if (w->physical || at - w->at < w->len || w->at - at < size) {
             d->hit = true;
             d->hit_watch = *w;
-            d->hit_la = la - w->la < w->len ? la : w->la;
+            d->hit_la = w->physical || at - w->at < w->len ? la : w->at;
+            d->hit_pa = at;
             return;
         }
     }
@@ -429,7 +455,10 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size)
         return value;
     }
     sys_check(v, la, size);
-    return load_value(v, la, size, ACCESS_READ, mask);
+    value = load_value(v, la, size, ACCESS_READ, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, false);
+    return value;
 }
 
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
@@ -444,6 +473,8 @@ void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
     }
     sys_check(v, la, size);
     store_value(v, la, value, size, ACCESS_WRITE, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, true);
 }
 
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size)

@@ -201,12 +201,14 @@ struct event {
 enum watch_kind { WATCH_WRITE = 1, WATCH_READ = 2 };
 
 #define DEBUG_WATCHES 16
-#define DEBUG_WATCH_MAX 4096u /* bytes: a watched range covers at most two pages */
+#define DEBUG_WATCH_MAX 4096u /* bytes: a watched linear range covers at most two pages; physical ones may be longer */
 
 struct debug_watch {
-    gva_t la;
-    u32 len;
-    u8 kind; /* enum watch_kind, both for any access */
+    u64 at;   /* linear address, or */
+    bool physical;
+    u8 kind;  /* enum watch_kind, both for any access */
+    u8 level; /* for the debugger: where it counts */
+    u64 len;
 };
 
 struct vcpu;
@@ -218,12 +220,13 @@ struct vcpu_debug {
     bool (*before)(struct vcpu *v, const struct insn *i);
     void *opaque;
     bool held; /* stopped by before(): what follows a boundary already taken comes next */
-    struct debug_watch watch[DEBUG_WATCHES]; /* mmu_watch_changed() after a change */
+    struct debug_watch watch[DEBUG_WATCHES]; /* mmu_watch_changed() after a change; mmu_watch_physical() too if one is physical */
     unsigned nwatch;
     /* The latest access to a watched range; the debugger clears it. */
     bool hit;
     struct debug_watch hit_watch;
     gva_t hit_la;
+    u64 hit_pa; /* of a physical range */
 };
 
 struct virt_ops;
@@ -242,6 +245,7 @@ struct pio_bus;
 struct clock;
 struct cpu_model;
 struct trace;
+struct exit_profile;
 
 struct vcpu {
     /* ---- hot: registers. The first 18 words are one array for effective addresses (REG_*). ---- */
@@ -315,6 +319,7 @@ struct vcpu {
     struct svm *svm;
     struct hyperv_vp *hyperv; /* Hyper-V's interface (hyperv.h); NULL unless the machine offers it */
     bool in_vmx_operation;
+    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 
@@ -323,6 +328,7 @@ struct vcpu {
     struct interp *interp; /* block cache */
     void *jit;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
+    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;

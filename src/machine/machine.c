@@ -53,12 +53,47 @@ static int add_memory(struct nestor *m, struct error *err)
     return 0;
 }
 
+/* --cpu with the bits of --svm-cap behind it: they are features of CPUID 0x8000000A. NULL: *err. */
+static char *cpu_text(const struct nestor_config *c, struct error *err)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    if (!f)
+        panic("out of memory for the processor's name");
+    fputs(c->cpu ? c->cpu : c->svm_cap ? "amd" : "", f);
+    bool good = true;
+    for (const char *p = c->svm_cap ? c->svm_cap : ""; *p && good;) {
+        char name[32];
+        size_t n = strcspn(p, ",");
+        good = n > 2 && n < sizeof(name) + 2 && p[n - 2] == '=' && (p[n - 1] == '0' || p[n - 1] == '1');
+        snprintf(name, sizeof(name), "%.*s", good ? (int)n - 2 : 0, p);
+        enum cpu_feature feature = good ? cpu_feature_find(name) : FEAT_NONE;
+        if (good && (feature == FEAT_NONE || cpu_feature_info[feature].leaf != 0x8000000a)) {
+            good = false;
+            error_set(err, "--svm-cap %s: no bit of CPUID 0x8000000A is called so", name);
+        } else if (!good) {
+            error_set(err, "--svm-cap %.*s: expected NAME=0 or NAME=1", (int)n, p);
+        }
+        fprintf(f, ",%c%s", p[n - 1] == '0' ? '-' : '+', name);
+        p += n + (p[n] == ',');
+    }
+    fclose(f);
+    if (good)
+        return text;
+    free(text);
+    return NULL;
+}
+
 static int add_cpus(struct nestor *m, struct error *err)
 {
     const struct cpu_model *model;
     struct cpu_options options = {0};
     u8 features[FEAT_COUNT];
-    if (cpu_model_parse(m->config.cpu ? m->config.cpu : "", &model, features, &options, err))
+    char *text = cpu_text(&m->config, err);
+    int bad = !text || cpu_model_parse(text, &model, features, &options, err);
+    free(text);
+    if (bad)
         return -1;
     if (m->config.hyperv) {
         if (!features[FEAT_VMX])
@@ -68,6 +103,8 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->hyperv)
             return error_set(err, "out of memory for --hyperv");
     }
+    if (m->config.vmx_cap && !features[FEAT_VMX])
+        return error_set(err, "--vmx-cap: the processor model has no VMX");
     unsigned count = m->config.smp ? m->config.smp : 1;
     if (count > MACHINE_MAX_CPUS)
         return error_set(err, "--smp %u: at most %u processors", count, MACHINE_MAX_CPUS);
@@ -82,6 +119,12 @@ static int add_cpus(struct nestor *m, struct error *err)
         m->ncpus++;
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
+        if (m->config.vmx_cap) {
+            if (vmx_caps_force(&m->cpu[i]->vmx->caps, m->config.vmx_cap, err))
+                return -1;
+            vmx_caps_apply(m->cpu[i], &m->cpu[i]->vmx->caps);
+            vmx_caps_evmcs(&m->cpu[i]->vmx->evmcs_caps, &m->cpu[i]->vmx->caps);
+        }
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
             return error_set(err, "out of memory for SVM");
         if (m->hyperv && hyperv_attach(m->hyperv, m->cpu[i]))

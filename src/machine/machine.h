@@ -82,6 +82,8 @@ void machine_threads_code_written(struct nestor *m, pa_t pa, size_t len);
 /* The thread of nestor_run() has something to do; async-signal-safe. */
 void machine_threads_kick(struct nestor *m);
 struct nestor_result machine_run_threads(struct nestor *m, u64 deadline);
+/* stats.c: counts VM exits by reason, level and place from now on. */
+void machine_profile_exits(struct nestor *m);
 /* run.c */
 bool machine_cpu_runnable(struct vcpu *v);
 bool machine_halted_for_ever(const struct nestor *m);

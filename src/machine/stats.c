@@ -1,4 +1,5 @@
 /* --stats: what ran, and why hypervisors were left; and the registers for a report. */
+#include "cpu/exit_profile.h"
 #include "cpu/hyperv.h"
 #include "cpu/interp.h"
 #include "jit/jit.h"
@@ -113,6 +114,15 @@ static void print_cpu(const struct vcpu *v, FILE *out)
         fprintf(out, "  hypercalls %" PRIu64 ", of which flushes %" PRIu64 "\n", v->hyperv->hypercalls, v->hyperv->flushes);
     print_vmx(v, out);
     print_svm(v, out);
+}
+
+void machine_profile_exits(struct nestor *m)
+{
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        struct vcpu *v = m->cpu[i];
+        if ((v->vmx || v->svm) && !v->exits && !(v->exits = exit_profile_new()))
+            panic("out of memory for the profile of VM exits");
+    }
 }
 
 void nestor_print_stats(struct nestor *m, FILE *out)

@@ -140,7 +140,10 @@ struct mmu {
     struct tlb *space[SPACES];
     u64 stamp;
     u64 apic_page;
-    gva_t watch[4 + 2 * DEBUG_WATCHES];
+    struct watched_pages { /* first and last page */
+        u64 first, last;
+        bool physical;
+    } watch[4 + DEBUG_WATCHES];
     unsigned nwatch;
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
@@ -577,11 +580,14 @@ void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 
 /* ---- translation ---- */
 
-static bool watched(const struct mmu *m, gva_t page)
+static bool watched(const struct mmu *m, const struct side *s)
 {
-    for (unsigned i = 0; i < m->nwatch; i++)
-        if (m->watch[i] == page)
+    for (unsigned i = 0; i < m->nwatch; i++) {
+        const struct watched_pages *w = &m->watch[i];
+        u64 page = w->physical ? s->pa & PAGE_MASK : s->page;
+        if (page >= w->first && page <= w->last)
             return true;
+    }
     return false;
 }
 
@@ -612,7 +618,7 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
 {
     struct tlb_entry *e = &a->e[slot];
     const struct side *s = &a->side[slot];
-    bool watch = unlikely(m->nwatch) && watched(m, s->page);
+    bool watch = unlikely(m->nwatch) && watched(m, s);
     bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
     if (write && unlikely(physmap_shared(m->pm))) {
         physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
@@ -816,14 +822,18 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
         bool enabled = v->dr7 >> (2 * n) & 3;
         unsigned kind = v->dr7 >> (16 + 4 * n) & 3; /* 0 code, 1 write, 2 I/O, 3 read and write */
         if (enabled && (kind & 1))
-            m->watch[m->nwatch++] = v->dr[n] & PAGE_MASK;
+            m->watch[m->nwatch++] = (struct watched_pages){v->dr[n] & PAGE_MASK, v->dr[n] & PAGE_MASK, false};
     }
     for (unsigned n = 0; v->debug && n < v->debug->nwatch; n++) {
         const struct debug_watch *w = &v->debug->watch[n];
-        m->watch[m->nwatch++] = w->la & PAGE_MASK;
-        if (((w->la + w->len - 1) ^ w->la) & PAGE_MASK)
-            m->watch[m->nwatch++] = (w->la + w->len - 1) & PAGE_MASK;
+        m->watch[m->nwatch++] = (struct watched_pages){w->at & PAGE_MASK, (w->at + w->len - 1) & PAGE_MASK, w->physical};
     }
+}
+
+static void withdraw(struct array *a, unsigned slot)
+{
+    a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
+    bit_clear(a->writable, slot);
 }
 
 void mmu_watch_changed(struct vcpu *v)
@@ -831,14 +841,28 @@ void mmu_watch_changed(struct vcpu *v)
     struct mmu *m = v->mmu;
     watch_collect(m, v);
     for (unsigned i = 0; i < m->nwatch; i++) {
-        unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);
-        FOR_SPACES(m, t)
-        for (unsigned c = 0; c < CONTEXTS; c++) {
-            struct array *a = &t->ctx[c];
-            if (a->side[slot].page != m->watch[i])
-                continue;
-            a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
-            bit_clear(a->writable, slot);
+        const struct watched_pages *w = &m->watch[i];
+        if (w->physical)
+            continue; /* no entry of such a page has been granted since mmu_watch_physical() */
+        for (u64 page = w->first;; page += PAGE_SIZE) { /* at most two */
+            unsigned slot = (page >> PAGE_SHIFT) & (TLB_SIZE - 1);
+            FOR_SPACES(m, t)
+            for (unsigned c = 0; c < CONTEXTS; c++)
+                if (t->ctx[c].side[slot].page == page)
+                    withdraw(&t->ctx[c], slot);
+            if (page == w->last)
+                break;
         }
     }
+}
+
+void mmu_watch_physical(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    watch_collect(m, v);
+    FOR_SPACES(m, t)
+    for (unsigned c = 0; c < CONTEXTS; c++)
+        for (unsigned slot = 0; slot < TLB_SIZE; slot++)
+            if (t->ctx[c].side[slot].page != TLB_NONE && watched(m, &t->ctx[c].side[slot]))
+                withdraw(&t->ctx[c], slot);
 }

@@ -52,6 +52,8 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global);
 void mmu_protect_page(struct vcpu *v, pa_t page);
 /* Debug registers changed: pages with enabled data breakpoints must take the slow path. */
 void mmu_watch_changed(struct vcpu *v);
+/* A debugger's physical ranges changed: their pages, wherever they are mapped, must too. */
+void mmu_watch_physical(struct vcpu *v);
 
 /* The jump cache of the current address space and privilege (user or not): (rip -> block) hints that every
  * flush clears. Ask again after a change of address space or CPL. */

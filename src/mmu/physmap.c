@@ -106,6 +106,15 @@ static void low_fill(struct physmap *pm)
     }
 }
 
+const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *first, pa_t *last)
+{
+    if (n >= pm->nranges)
+        return NULL;
+    *first = pm->ranges[n].start;
+    *last = pm->ranges[n].last;
+    return pm->ranges[n].region;
+}
+
 /* Makes the ranges anew from the regions. @regions is short (tens), changes are rare. */
 static void flatten(struct physmap *pm)
 {

@@ -111,5 +111,7 @@ void physmap_let_others(struct physmap *pm);
 void physmap_note_user(struct physmap *pm, pa_t pa, enum page_user kind, unsigned cpu);
 void physmap_forget_users(struct physmap *pm, pa_t pa, enum page_user kind, u64 cpus);
 u64 physmap_users(const struct physmap *pm, pa_t pa, enum page_user kind);
+/* The @n-th run of addresses with one region behind it, in ascending order; NULL: there are no more. */
+const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *first, pa_t *last);
 /* Total RAM, bytes. */
 u64 physmap_ram_size(const struct physmap *pm);

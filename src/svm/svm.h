@@ -143,6 +143,8 @@ void vmcb_save_more(struct vcpu *v, pa_t vmcb);
 
 /* ---- entry.c, exit.c ---- */
 void svm_enter(struct vcpu *v, pa_t vmcb) __attribute__((noreturn));
+/* Nested paging with the tables at @n_cr3 under that host. */
+struct slat svm_slat(u64 n_cr3, u64 host_efer, u64 host_cr0, u64 host_cr4);
 void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s);
 struct svm_exit {
     u64 code, info1, info2;

@@ -303,6 +303,7 @@ struct vmx *vmx_new(struct vcpu *v)
     x->v = v;
     vmx_caps_init(&x->caps, v);
     vmx_caps_evmcs(&x->evmcs_caps, &x->caps);
+    vmx_caps_apply(v, &x->caps);
     x->current = x->shadow_vmcs = VMX_NO_VMCS;
     timer_init(&x->timer, v->clock, timer_fired, v);
     v->vmx = x;
