@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "cpu/bodies_sys.h"
+#include "cpu/cet.h"
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
@@ -52,6 +53,10 @@ void cpu_raise(struct vcpu *v, unsigned vector) { raised((int)vector, 0); }
 void cpu_raise_error(struct vcpu *v, unsigned vector, u32 error) { raised((int)vector, error); }
 void cpu_raise_db(struct vcpu *v, u64 bits) { fake.db_bits = bits, raised(VEC_DB, 0); }
 void cpu_raise_walk(struct vcpu *v, gva_t la, u32 access, const struct walk *w) { raised(VEC_PF, 0); }
+
+/* ---- cet.c ---- */
+void cet_changed(struct vcpu *v) {}
+bool cet_control_valid(const struct vcpu *v, u64 value) { return !(value & BITS64(9, 6)); }
 
 /* ---- mode.c ---- */
 void cpu_mode_changed(struct vcpu *v) { fake.mode_changes++; }

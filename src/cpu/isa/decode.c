@@ -263,6 +263,10 @@ enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, un
         rex = 0; /* REX counts only right before the opcode */
         switch (class) {
         case P_SEG:
+            if (opcode == 0x3e)
+                out->flags |= INSN_NOTRACK;
+            else
+                out->flags &= (u16)~INSN_NOTRACK;
             if (opcode >= 0x64) {
                 out->seg = opcode == 0x64 ? SEG_FS : SEG_GS;
                 out->flags |= INSN_SEG;
