@@ -213,5 +213,14 @@ bool run_case(const struct testcase *t)
     run_host(t, &nat);
     if (nat.vector >= 0)
         faults[nat.vector & 31]++;
+    /* A store that went to the code page must not be seen by the next case. */
+    static u8 plain_code[PAGE_SIZE];
+    u8 *code = sides.guest_code;
+    memset(plain_code, 0xcc, plain_code[0] ? 0 : sizeof(plain_code));
+    memset(code + (CODE_AT - CODE_VA), 0xcc, t->len);
+    if (memcmp(code, plain_code, PAGE_SIZE)) {
+        memcpy(code, plain_code, PAGE_SIZE);
+        memcpy((void *)CODE_VA, plain_code, PAGE_SIZE);
+    }
     return compare(t, &nat, &got, sides.native_data) && (t->count != 1 || t->too_long || check_encoder(&t->insn));
 }
