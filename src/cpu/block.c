@@ -1,5 +1,6 @@
 /* The cache of decoded blocks: see block.h. */
 #include "cpu/block.h"
+#include "cpu/cet.h"
 #include "cpu/cpu.h"
 #include "cpu/models.h"
 #include "base/log.h"
@@ -178,6 +179,10 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
         at += i->len;
         n++;
         const struct insn_row *row = insn_row(i);
+        if (unlikely(mode >> BLOCK_CET_SHIFT) && cet_bind(i, mode >> BLOCK_CET_SHIFT, ctx.mode)) {
+            near = false;
+            break;
+        }
         if (row->checks & CHK_END) {
             near = near_branch(i, row);
             break;
@@ -293,9 +298,14 @@ struct block *block_single(struct vcpu *v)
         status = insn_decode(&ctx, bytes, have, &i);
     }
     /* Longer than 15 bytes, or past the CS limit. */
-    if (status != DECODE_OK)
+    if (status != DECODE_OK) {
+        if (unlikely(v->cet & CET_WAIT))
+            cet_missing_endbranch(v, &i);
         cpu_gp0(v);
+    }
     insn_bind(&i);
+    if (unlikely(v->cet))
+        cet_bind(&i, v->cet, ctx.mode);
     if (!c->block) {
         c->block = calloc(1, sizeof(struct block) + sizeof(struct insn));
         if (!c->block)

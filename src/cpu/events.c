@@ -10,6 +10,7 @@
  * event belongs to, so that whatever happens (nested fault, VM exit) finds it there.
  */
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/msr.h"
 #include "cpu/system.h"
 #include "devices/irq.h"
@@ -254,6 +255,11 @@ static void deliver_protected(struct vcpu *v, const struct event *ev, u64 ret)
     frame_write(v, &f, values, n, size);
     if (inner)
         desc_set_accessed(v, ss_sel, ss);
+    if (cet_on(v)) {
+        desc_set_accessed(v, sel, cs);
+        cet_enter(v, &(struct cet_entry){.cpl = (u8)cpl, .push = !inner || v->cpl != 3, .switched = inner,
+                                         .ssp = v->pl_ssp[cpl]}, ret);
+    }
     load_cs(v, sel, cs, cpl);
     if (inner)
         load_ss(v, ss_sel, ss, cpl);
@@ -304,6 +310,11 @@ static void deliver_long(struct vcpu *v, const struct event *ev, u64 ret)
     if (!cpu_canonical(v, rip))
         cpu_raise_error(v, VEC_GP, ext);
     frame_write(v, &f, values, ev->has_error ? 6 : 5, 8);
+    if (cet_on(v)) {
+        desc_set_accessed(v, sel, cs);
+        cet_enter(v, &(struct cet_entry){.cpl = (u8)cpl, .wide = true, .push = !inner || v->cpl != 3, .switched = inner || ist,
+                                         .ssp = ist ? cet_interrupt_ssp(v, ist) : v->pl_ssp[cpl]}, ret);
+    }
     load_cs(v, sel, cs, cpl);
     if (inner)
         v->seg[SEG_SS] = (struct segment){.sel = (u16)cpl, .ar = AR_UNUSABLE | AR_DB | AR_SET_DPL(cpl)};

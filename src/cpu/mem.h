@@ -130,6 +130,15 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size);  /* 1..8 bytes, may cross
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size);
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size);
 
+/*
+ * ---- shadow stacks: 4 or 8 bytes at a linear address, as the user or as the system; #GP(0) unless canonical ----
+ * No TLB serves them: their pages are writable to nothing else.
+ */
+u64 mem_shadow_read(struct vcpu *v, gva_t la, unsigned size, bool user);
+void mem_shadow_write(struct vcpu *v, gva_t la, u64 value, unsigned size, bool user);
+/* Locked: stores @value if the 8 bytes there are @expected; false if not. A write access either way. */
+bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool user);
+
 /* ---- instruction fetch ---- */
 /*
  * Copies up to *@len (1..15) instruction bytes from linear address @la. *@len shrinks to what lies before a page that

@@ -5,6 +5,7 @@
 #include "cpu/msr.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/cpu.h"
 #include "cpu/hyperv.h"
 #include "cpu/models.h"
@@ -237,6 +238,25 @@ static bool pkrs_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
+/* ---- control-flow enforcement ---- */
+
+static bool cet_control_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (!cet_control_valid(v, value))
+        return false;
+    *(msr == 0x6a0 ? &v->u_cet : &v->s_cet) = value;
+    cet_changed(v);
+    return true;
+}
+
+static bool pl_ssp_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if ((value & 3) || !cpu_canonical_any(v, value))
+        return false;
+    v->pl_ssp[msr - 0x6a4] = value;
+    return true;
+}
+
 /* ---- memory types ---- */
 
 static bool mtrr_type_valid(u8 type) { return type == 0 || type == 1 || type == 4 || type == 5 || type == 6; }
@@ -441,6 +461,12 @@ const struct msr_desc msr_table[] = {
      .write = mc_bank_write},
     {.first = 0x480, .last = 0x493, .name = "VMX_CAPABILITY", .feature = FEAT_VMX, .rule = MSR_READ_ONLY,
      .read = vmx_read},
+    {ONE(0x6a0), .name = "U_CET", .feature = FEAT_CET_SS, .feature2 = FEAT_CET_IBT, FIELD(u_cet),
+     .write = cet_control_write},
+    {ONE(0x6a2), .name = "S_CET", .feature = FEAT_CET_SS, .feature2 = FEAT_CET_IBT, FIELD(s_cet),
+     .write = cet_control_write},
+    {.first = 0x6a4, .last = 0x6a7, .name = "PL_SSP", .feature = FEAT_CET_SS, FIELD(pl_ssp), .write = pl_ssp_write},
+    {ONE(0x6a8), .name = "INTERRUPT_SSP_TABLE_ADDR", .feature = FEAT_CET_SS, .rule = MSR_CANONICAL, FIELD(int_ssp_table)},
     {ONE(MSR_TSC_DEADLINE), .name = "TSC_DEADLINE", .feature = FEAT_TSC_DEADLINE, .read = intc_read,
      .write = intc_write},
     {ONE(0x6e1), .name = "PKRS", .feature = FEAT_PKS, .read = pkrs_read, .write = pkrs_write},

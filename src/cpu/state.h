@@ -69,6 +69,9 @@
 #define CR4_PKS BIT64(24)
 #define CR4_LAM_SUP BIT64(28)
 
+#define CR3_LAM_U57 BIT64(61) /* counts whatever LAM_U48 says */
+#define CR3_LAM_U48 BIT64(62)
+
 #define EFER_SCE BIT64(0)
 #define EFER_LME BIT64(8)
 #define EFER_LMA BIT64(10)
@@ -265,6 +268,7 @@ struct vcpu {
     u8 code_mode; /* enum code_mode */
     u8 stack_size;/* 2, 4, 8: stack pointer width */
     u8 simd_ok;   /* bits: 0 x87, 1 MMX, 2 SSE, 3 AVX, 4 AVX-512 may run now (CR0, CR4, XCR0) */
+    u8 cet;       /* enum cet_state: what of CET is on at this CPL (cet.h) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
     u64 icount;   /* instructions retired */

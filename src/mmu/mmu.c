@@ -430,6 +430,7 @@ static void context_build(struct mmu *m, const struct vcpu *v)
     c->pke = v->cr4 & CR4_PKE;
     c->pks = v->cr4 & CR4_PKS;
     c->cet = v->cr4 & CR4_CET;
+    c->lam48 = c->paging == PAGING_5LEVEL && (v->cr3 & (CR3_LAM_U57 | CR3_LAM_U48)) == CR3_LAM_U48;
     c->pse = v->cr4 & CR4_PSE;
     c->pse36 = cpu_has(v, FEAT_PSE36);
     c->pdpe1gb = cpu_has(v, FEAT_PDPE1GB);
@@ -454,7 +455,7 @@ static struct space_key key_build(const struct mmu *m, const struct vcpu *v)
     } else {
         bool four = c->paging >= PAGING_4LEVEL;
         k.mode = c->paging | (u64)c->wp << 3 | (u64)c->nx << 4 | (u64)c->smep << 5 | (u64)c->smap << 6 |
-                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10;
+                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10 | (u64)c->lam48 << 11;
         k.keys = (four && c->pke ? c->pkru : 0) | (u64)(four && c->pks ? c->pkrs : 0) << 32;
     }
     k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 |
@@ -645,6 +646,8 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     u8 perms = w->perms & SIDE_PERMS;
     if (!w->dirty)
         perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
+    if (unlikely(m->ctx.lam48) && !(la >> 63) && la >> 47)
+        perms &= ACCESS_EXEC;
     bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
     const struct side *old = &a->side[slot];
     /* Jump hints outlive the entry through which the code was fetched. */

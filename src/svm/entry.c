@@ -19,7 +19,7 @@ void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s)
     const struct svm *x = v->svm;
     *s = (struct svm_snapshot){.f = x->f, .features = v->features, .maxphyaddr = v->maxphyaddr,
                                .cr4_reserved = cpu_cr4_reserved(v), .efer_reserved = cpu_efer_reserved(v),
-                               .host_paging = v->cr0 & CR0_PG};
+                               .host_paging = v->cr0 & CR0_PG, .u_cet = v->u_cet};
     bool pae = F(CR0) & CR0_PG && F(CR4) & CR4_PAE && !(F(EFER) & EFER_LME);
     if (pae && !(F(CR3) >> v->maxphyaddr))
         physmap_read(v->pm, F(CR3) & 0xffffffe0, s->pdpte, sizeof(s->pdpte));
@@ -42,6 +42,7 @@ static void save_host(struct vcpu *v)
         .es = v->seg[SEG_ES], .cs = v->seg[SEG_CS], .ss = v->seg[SEG_SS], .ds = v->seg[SEG_DS],
         .gdtr = v->gdtr, .idtr = v->idtr, .efer = v->efer, .cr0 = v->cr0, .cr3 = v->cr3, .cr4 = v->cr4,
         .rflags = cpu_rflags(v), .rip = v->next_rip, .rsp = v->gpr[RSP], .rax = v->gpr[RAX], .pat = v->pat,
+        .s_cet = v->s_cet, .ssp = v->ssp, .isst = v->int_ssp_table,
     };
 }
 
@@ -85,6 +86,11 @@ static void load_guest(struct vcpu *v)
     }
     if (x->virtual_lbr)
         swap_last_branches(v);
+    if (cpu_has(v, FEAT_CET_SS)) {
+        v->s_cet = F(S_CET);
+        v->ssp = F(SSP);
+        v->int_ssp_table = F(ISST_ADDR);
+    }
 
     v->seg[SEG_ES] = guest_segment(v, VMCB_ES_SELECTOR);
     v->seg[SEG_CS] = guest_segment(v, VMCB_CS_SELECTOR);

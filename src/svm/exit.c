@@ -51,6 +51,9 @@ static void save_guest(struct vcpu *v)
         v->debugctl = x->host.debugctl;
         memcpy(last, x->host.last_branch, sizeof(x->host.last_branch));
     }
+    F(S_CET) = v->s_cet;
+    F(SSP) = v->ssp;
+    F(ISST_ADDR) = v->int_ssp_table;
 }
 
 /* "Nested and intercepted #PF": the bytes at RIP, as far as they can be fetched. */
@@ -99,6 +102,9 @@ void svm_load_host(struct vcpu *v)
     v->efer = h->efer;
     v->dr7 = DR7_FIXED;
     v->pat = h->pat;
+    v->s_cet = h->s_cet;
+    v->ssp = h->ssp;
+    v->int_ssp_table = h->isst;
     v->seg[SEG_ES] = h->es;
     v->seg[SEG_CS] = h->cs;
     v->seg[SEG_SS] = h->ss;

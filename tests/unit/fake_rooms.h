@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "cpu/bodies_sys.h"
 #include "cpu/hyperv.h"
+#include "cpu/cet.h"
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
@@ -59,6 +60,9 @@ void hyperv_cpuid(struct vcpu *v, u32 leaf, u32 out[4]) {}
 bool hyperv_rdmsr(struct vcpu *v, u32 msr, u64 *value) { return false; }
 bool hyperv_wrmsr(struct vcpu *v, u32 msr, u64 value) { return false; }
 void hyperv_tsc_moved(struct vcpu *v) {}
+/* ---- cet.c ---- */
+void cet_changed(struct vcpu *v) {}
+bool cet_control_valid(const struct vcpu *v, u64 value) { return !(value & BITS64(9, 6)); }
 
 /* ---- mode.c ---- */
 void cpu_mode_changed(struct vcpu *v) { fake.mode_changes++; }
