@@ -187,8 +187,7 @@ void emit_moffs(struct tr *t, const struct insn *i)
     unsigned size = i->opcode & 1 ? i->opsize : 1;
     bool store = i->opcode & 2;
     u64 address = i->adsize == 8 ? (u64)i->disp : (u32)i->disp;
-    if (t->live)
-        flags_keep(t);
+    flags_keep(t);
     put_mov_imm(c, H_RCX, address);
     if (t->wide && (i->seg == SEG_FS || i->seg == SEG_GS))
         put_rm(c, true, 0x03, H_RCX, H_RBP, V_AT(seg_base) + i->seg * 8);

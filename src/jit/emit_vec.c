@@ -32,8 +32,7 @@ void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e)
     const struct insn_row *row = insn_row(i);
     bool fp = borrow_uses_mxcsr(row);
     if (!t->simd_checked || (fp && !t->fp_checked)) {
-        if (t->live | t->need)
-            flags_keep(t);
+        flags_keep(t);
         flags_disturb(t);
     }
     if (!t->simd_checked) {

@@ -87,8 +87,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
 {
     struct code_buf *c = t->c;
     s32 tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
-    if (t->live | t->need)
-        flags_keep(t);
+    flags_keep(t);
     bool simple = ea_simple(t, e);
     if (simple) {
         ea_lea(t, H_RAX, e, 0);

@@ -52,6 +52,11 @@ void emit_slow_paths(struct tr *t)
         for (unsigned k = 0; k < s->n; k++)
             put_target(s->from[k], t->c->p);
         vec_moves(t, s->vec_store, false);
+        if (t->q->stop && s->idx == t->q->first + t->q->count - 1) {
+            rip_add(t, s->off);
+            emit_exit(t, JIT_EXIT_STOP);
+            continue;
+        }
         emit_body_call(t, s->idx, s->off);
         if (s->leave) { /* a branch: its body has set next_rip */
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));

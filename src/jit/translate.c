@@ -108,6 +108,13 @@ static bool emit_insn(struct tr *t, bool last)
     return false;
 }
 
+/* Whether a native instruction has a slow path: what it may raise there shows every flag. */
+static bool may_stop(const struct insn *i, enum kind k)
+{
+    return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
+           insn_row(i)->checks & CHK_SSE;
+}
+
 static void liveness(struct tr *t, unsigned end)
 {
     u32 live = (u32)FL_ARITH;
@@ -115,8 +122,9 @@ static void liveness(struct tr *t, unsigned end)
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
-        flag_effects(i, kind_of(t->j, t->wide, i) != K_CALL, &reads, &writes);
-        live = (live & ~writes) | reads;
+        enum kind k = kind_of(t->j, t->wide, i);
+        flag_effects(i, k != K_CALL, &reads, &writes);
+        live = may_stop(i, k) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
