@@ -76,6 +76,8 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->cpu[i])
             return -1;
         m->ncpus++;
+        if (m->clock.kind == CLOCK_ICOUNT) /* a run that repeats: RDRAND too */
+            m->cpu[i]->random_state = 0x853c49e6748fea9bull + i;
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
