@@ -136,23 +136,25 @@ class Command(unittest.TestCase):
 
 class Demo(unittest.TestCase):
     def test_demo(self):
-        r = run("demo", "--timeout", "100", timeout=120)
-        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
-        for level in (1, 2, 3):
-            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
-        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
-        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
-        self.assertIn("VM exits", r.stderr)
+        for engine in ((), *(("--engine", e) for e in ENGINES)):
+            r = run("demo", "--timeout", "100", *engine, timeout=120)
+            self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+            for level in (1, 2, 3):
+                self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+            self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
+            self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
+            self.assertIn("VM exits", r.stderr)
 
     def test_demo_amd(self):
-        r = run("demo", "--cpu", "amd", "--timeout", "100", timeout=120)
-        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
-        for level in (1, 2, 3):
-            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
-        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMMCALL 1")
-        self.assertRegex(r.stdout, r"L1 handled exits of its guest: .*VMRUN \d+")
-        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMMCALL 1")
-        self.assertIn("VMRUNs", r.stderr)
+        for engine in ENGINES:
+            r = run("demo", "--cpu", "amd", "--timeout", "100", "--engine", engine, timeout=120)
+            self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+            for level in (1, 2, 3):
+                self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+            self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMMCALL 1")
+            self.assertRegex(r.stdout, r"L1 handled exits of its guest: .*VMRUN \d+")
+            self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMMCALL 1")
+            self.assertIn("VMRUNs", r.stderr)
 
 
 if __name__ == "__main__":
