@@ -70,6 +70,7 @@ struct block_links {
 struct part {
     const struct block *b;
     u16 first, count;
+    bool stop;
     u32 size;
     u8 *code;
 };
@@ -84,7 +85,6 @@ struct jit {
     struct link *link;
     u32 links;
     u32 pending;        /* the link that left translated code last */
-    bool slow;          /* a body was called */
     bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
     struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
     const struct part *part; /* that ran last */
@@ -97,6 +97,7 @@ struct translation_request {
     struct block *b;
     unsigned first, count;
     bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
+    bool stop;   /* the slow path of the last instruction is JIT_EXIT_STOP in front of it */
 };
 /* Translates into @c (of the writable mapping). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links);

@@ -180,7 +180,6 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         j->stats.slow++;
         j->stats.row_slow[i->row]++;
     }
-    j->slow = true;
     v->rip = f->rip + INFO_OFF(info);
     v->next_rip = v->rip + i->len;
     v->insn = i;
@@ -369,40 +368,40 @@ static enum run_result run(struct vcpu *v)
     j->pending = 0;
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
+    return run_ended(v, log_on(LOG_insn) ? run_traced(v) : run_plain(v));
 }
 
 /* ---- lock-step ---- */
 
-static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count)
+static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool stop)
 {
     struct jit *j = v->jit;
     if (!j->parts && !(j->parts = calloc(PARTS, sizeof(*j->parts))))
         panic("out of memory");
-    u64 hash = ((u64)(uintptr_t)b + first * 64 + count) * 0x9e3779b97f4a7c15ull;
+    u64 hash = ((u64)(uintptr_t)b + first * 128 + count * 2 + stop) * 0x9e3779b97f4a7c15ull;
     struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
-    if (r->b == b && r->first == first && r->count == count && b->host)
+    if (r->b == b && r->first == first && r->count == count && r->stop == stop && b->host)
         return r;
     if (j->used + BLOCK_CODE_MAX > j->size)
         cache_empty(j);
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
-    struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true};
+    struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true, .stop = stop};
     if (!translate(&q, &c, &links))
         return NULL;
     size_t end = (size_t)(c.p - j->rw);
     j->used = (end + 63) & ~(size_t)63;
-    *r = (struct part){b, (u16)first, (u16)count, (u32)(end - start), j->rx + start};
+    *r = (struct part){b, (u16)first, (u16)count, stop, (u32)(end - start), j->rx + start};
     return r;
 }
 
-bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool stop)
 {
     struct jit *j = v->jit;
     if (!mode_ok(v))
         return false;
-    const struct part *r = part_of(v, b, first, count);
+    const struct part *r = part_of(v, b, first, count, stop);
     if (!r)
         return false;
     j->part = r;
@@ -415,12 +414,10 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
-    j->slow = false;
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
     enter(v, &f, r->code);
     v->icount = icount;
-    *slow = j->slow;
     return true;
 }
 

@@ -63,6 +63,8 @@ void hyperv_tsc_moved(struct vcpu *v) {}
 /* ---- cet.c ---- */
 void cet_changed(struct vcpu *v) {}
 bool cet_control_valid(const struct vcpu *v, u64 value) { return !(value & BITS64(9, 6)); }
+/* ---- interp.c ---- */
+void cpu_end_slice(struct vcpu *v, u64 count) { v->budget_end = v->icount + count; }
 
 /* ---- mode.c ---- */
 void cpu_mode_changed(struct vcpu *v) { fake.mode_changes++; }

@@ -1,0 +1,150 @@
+/* Effective addresses, the TLB check, and guest registers wherever they live. */
+#include "jit/tr.h"
+
+/* ---- effective addresses ---- */
+
+void ea_of(struct tr *t, const struct insn *i, struct ea *e)
+{
+    *e = (struct ea){.base = i->base, .index = i->index, .scale = i->scale, .seg = i->seg, .adsize = i->adsize, .disp = i->disp};
+    if (e->base == REG_RIP)
+        e->disp += (s64)(t->off + i->len);
+}
+
+/* Whether ea_lea() can do it: everything but 16-bit addresses and, outside 64-bit mode, segments with a base. */
+bool ea_possible(bool wide, const struct insn *i)
+{
+    if (i->adsize == 2 || (i->flags & INSN_VSIB))
+        return false;
+    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+        return false;
+    s64 room = 1 << 16;
+    return fits32(i->disp - room) && fits32(i->disp + room);
+}
+
+static bool ea_has_base(const struct tr *t, const struct ea *e) { return t->wide && (e->seg == SEG_FS || e->seg == SEG_GS); }
+
+/* Components in host registers, one LEA. */
+bool ea_simple(const struct tr *t, const struct ea *e)
+{
+    return (e->base == REG_NONE || in_host(e->base)) && (e->index == REG_NONE || in_host(e->index)) && !ea_has_base(t, e);
+}
+
+/* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
+void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra)
+{
+    struct code_buf *c = t->c;
+    bool wide = e->adsize == 8;
+    s32 disp = (s32)(e->disp + extra);
+    unsigned base = H_NONE, index = H_NONE, scale = e->scale;
+    if (e->base == REG_RIP) {
+        put_rm(c, true, 0x8b, dst, H_RSP, F_AT(rip));
+        base = dst;
+    } else if (e->base != REG_NONE) {
+        base = host_of[e->base];
+    }
+    bool base_in_memory = e->base < 16 && base == H_NONE;
+    if (e->index != REG_NONE) {
+        index = host_of[e->index];
+        if (index == H_NONE) {
+            put_rm(c, true, 0x8b, dst, H_RBP, V_AT(gpr) + e->index * 8);
+            index = dst;
+        } else if (base_in_memory) {
+            put_rm(c, true, 0x8b, dst, H_RBP, V_AT(gpr) + e->base * 8);
+            base = dst;
+            base_in_memory = false;
+        }
+    } else if (base_in_memory) {
+        put_rm(c, true, 0x8b, dst, H_RBP, V_AT(gpr) + e->base * 8);
+        base = dst;
+        base_in_memory = false;
+    }
+    if (base == H_NONE && index == H_NONE) {
+        put_mov_imm(c, dst, wide ? (u64)(s64)disp : (u32)disp);
+    } else if (base_in_memory) {
+        put_rmx(c, wide, 0x8d, dst, H_NONE, index, scale, disp);
+        put_rm(c, wide, 0x03, dst, H_RBP, V_AT(gpr) + e->base * 8);
+    } else if (index == H_NONE && disp == 0) {
+        if (wide)
+            put_mov_rr(c, dst, base);
+        else
+            put_rr(c, false, 0x8b, dst, base);
+    } else if (base == H_NONE && scale == 0) {
+        put_rm(c, wide, 0x8d, dst, index, disp);
+    } else {
+        put_rmx(c, wide, 0x8d, dst, base, index, scale, disp);
+    }
+    if (ea_has_base(t, e))
+        put_rm(c, true, 0x03, dst, H_RBP, V_AT(seg_base) + e->seg * 8);
+}
+
+/* ---- memory ---- */
+
+/*
+ * The TLB check: the place is granted for the access, or the slow path is taken. RAX and RCX are used;
+ * afterwards RAX is free again and RCX is part of the address in @m.
+ */
+void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
+{
+    struct code_buf *c = t->c;
+    s32 tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
+    flags_keep(t);
+    bool simple = ea_simple(t, e);
+    if (simple) {
+        ea_lea(t, H_RAX, e, 0);
+    } else {
+        ea_lea(t, H_RCX, e, 0);
+        put_rr(c, false, 0x8b, H_RAX, H_RCX);
+    }
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5); /* shr eax, 7 */
+    put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
+    put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
+    if (simple)
+        ea_lea(t, H_RCX, e, size - 1);
+    else if (size > 1)
+        put_rm(c, true, 0x8d, H_RCX, H_RCX, (s32)size - 1);
+    put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, tag);
+    flags_disturb(t);
+    slow_if(t, CC_NE);
+    s32 addend = offsetof(struct tlb_entry, addend);
+    if (simple && e->adsize == 8 && e->base != REG_NONE && e->index == REG_NONE) {
+        put_rm(c, true, 0x8b, H_RCX, H_RAX, addend);
+        *m = (struct mem){host_of[e->base], H_RCX, (s32)e->disp};
+        return;
+    }
+    ea_lea(t, H_RCX, e, 0);
+    put_rm(c, true, 0x03, H_RCX, H_RAX, addend);
+    *m = (struct mem){H_RCX, H_NONE, 0};
+}
+_Static_assert(sizeof(struct tlb_entry) == 32, "mem_check() scales by it");
+
+/* op reg, [m] */
+void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m)
+{
+    put_rmx(t->c, w, op, reg, m->base, m->index, 0, m->disp);
+}
+/* The address itself in RCX: for operands that RCX may take part in no other way. */
+void mem_to_rcx(struct tr *t, struct mem *m)
+{
+    if (m->index == H_NONE && m->base == H_RCX && m->disp == 0)
+        return;
+    put_rmx(t->c, true, 0x8d, H_RCX, m->base, m->index, 0, m->disp);
+    *m = (struct mem){H_RCX, H_NONE, 0};
+}
+
+/* ---- guest registers ---- */
+
+void reg_load(struct tr *t, unsigned host, unsigned r)
+{
+    if (in_host(r))
+        put_mov_rr(t->c, host, host_of[r]);
+    else
+        put_rm(t->c, true, 0x8b, host, H_RBP, V_AT(gpr) + (s32)r * 8);
+}
+void reg_store(struct tr *t, unsigned r, unsigned host)
+{
+    if (in_host(r))
+        put_mov_rr(t->c, host_of[r], host);
+    else
+        put_rm(t->c, true, 0x89, host, H_RBP, V_AT(gpr) + (s32)r * 8);
+}

@@ -1,0 +1,72 @@
+/*
+ * Ways out of a translation: the call of an instruction's body, the exit to the dispatcher, and slow
+ * paths, which are the call of the body of a native instruction that could not go on.
+ */
+#include "jit/tr.h"
+
+static struct slow *slow_path(struct tr *t)
+{
+    if (!t->cur) {
+        t->cur = &t->slow[t->nslow++];
+        *t->cur = (struct slow){.off = (u16)t->off, .idx = (u8)t->idx, .vec_store = t->vec_dirty};
+    }
+    return t->cur;
+}
+void slow_if(struct tr *t, unsigned cc)
+{
+    struct slow *s = slow_path(t);
+    u8 *at = put_jcc(t->c, cc);
+    if (s->n < ARRAY_SIZE(s->from))
+        s->from[s->n++] = at;
+    else
+        t->c->full = true;
+}
+/* The native sequence is complete: the slow path comes back here. */
+void slow_back(struct tr *t)
+{
+    if (!t->cur)
+        return;
+    t->cur->back = t->c->p;
+    t->cur->vec_load = t->vec_valid;
+    t->cur->load_flags = t->flags == FL_HOST || t->flags == FL_BOTH;
+    t->cur = NULL;
+}
+
+void emit_body_call(struct tr *t, unsigned idx, unsigned off)
+{
+    put_mov_imm32(t->c, H_RAX, INFO(off, idx, t->b->n));
+    put_mov_imm(t->c, H_RCX, (u64)(uintptr_t)&t->b->insn[idx]);
+    put_call_to(t->c, t->j->call);
+}
+
+void emit_exit(struct tr *t, u32 reason)
+{
+    put_mov_imm32(t->c, H_RAX, reason);
+    put_jmp_to(t->c, t->j->exit);
+}
+
+void emit_slow_paths(struct tr *t)
+{
+    for (unsigned n = 0; n < t->nslow; n++) {
+        struct slow *s = &t->slow[n];
+        for (unsigned k = 0; k < s->n; k++)
+            put_target(s->from[k], t->c->p);
+        vec_moves(t, s->vec_store, false);
+        if (t->q->stop && s->idx == t->q->first + t->q->count - 1) {
+            rip_add(t, s->off);
+            emit_exit(t, JIT_EXIT_STOP);
+            continue;
+        }
+        emit_body_call(t, s->idx, s->off);
+        if (s->leave) { /* a branch: its body has set next_rip */
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
+            put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+            emit_exit(t, s->leave - 1u);
+            continue;
+        }
+        vec_moves(t, s->vec_load, true);
+        if (s->load_flags)
+            flags_load(t);
+        put_jmp_to(t->c, s->back);
+    }
+}

@@ -1,0 +1,169 @@
+/*
+ * The translator's own header: what its files share while one block is translated.
+ *
+ *   translate.c  the block: liveness, one emitter per instruction, entry and end
+ *   kind.c       which instructions have a translation of their own
+ *   flags.c      guest flags in EFLAGS and in the frame
+ *   memory.c     addresses, the TLB check, registers
+ *   slow.c       calls of bodies, slow paths, exits
+ *   emit_int.c, emit_vec.c, branch.c: native code by subject
+ */
+#pragma once
+#include "cpu/isa/encode.h"
+#include "jit/internal.h"
+
+enum flag_state { FL_MEMORY, FL_HOST, FL_BOTH, FL_NOWHERE };
+
+struct slow {
+    u8 *from[8];     /* jumps to it */
+    unsigned n;
+    u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
+    bool load_flags; /* EFLAGS must hold the flags at @back */
+    u16 off;
+    u8 idx;
+    u16 vec_store, vec_load; /* XMM registers that only the host holds at the branch; that it must hold at @back */
+    u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+};
+
+struct tr {
+    struct code_buf *c;
+    const struct translation_request *q;
+    struct vcpu *v;
+    struct jit *j;
+    struct block *b;
+    const struct insn *i;
+    unsigned idx, off; /* of the instruction in the block */
+    bool wide;         /* 64-bit mode */
+    enum flag_state flags;
+    u32 live;          /* flags that matter behind the instruction */
+    u32 need;          /* flags it reads or passes through while it writes others */
+    u8 live_after[BLOCK_MAX]; /* packed FL_ARITH */
+    struct slow slow[BLOCK_MAX];
+    unsigned nslow;
+    struct slow *cur;  /* slow path of the instruction, made on first use */
+    struct block_links *links;
+    u16 vec_valid, vec_dirty; /* XMM registers that the host holds; of which struct vcpu has not got the value */
+    bool simd_checked, fp_checked;
+};
+
+/* ---- flags.c ---- */
+
+/* What the instruction does to the arithmetic flags: which it reads and which it replaces, whatever they were. */
+void flag_effects(const struct insn *i, bool native, u32 *reads, u32 *writes);
+void flags_save(struct tr *t); /* uses RAX */
+void flags_load(struct tr *t); /* uses RAX */
+/* EFLAGS are about to be overwritten by something that is not the instruction. */
+void flags_disturb(struct tr *t);
+/* Flags that only EFLAGS hold are saved. */
+void flags_keep(struct tr *t);
+/* Before the instruction itself, when RAX is free: the flags it needs. */
+void flags_want(struct tr *t);
+
+/* ---- slow.c ---- */
+
+/* Takes the slow path of the instruction on @cc. */
+void slow_if(struct tr *t, unsigned cc);
+/* The native sequence is complete: the slow path comes back here. */
+void slow_back(struct tr *t);
+void emit_body_call(struct tr *t, unsigned idx, unsigned off);
+void emit_exit(struct tr *t, u32 reason);
+void emit_slow_paths(struct tr *t);
+
+/* ---- memory.c ---- */
+
+struct ea {
+    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
+    u8 seg;
+    u8 adsize;
+    s64 disp; /* REG_RIP: relative to the start of the block */
+};
+struct mem {
+    u8 base, index; /* host registers: [base + index + disp] */
+    s32 disp;
+};
+
+static inline bool fits32(s64 x) { return x == (s32)x; }
+static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; }
+/* Whether the components are in host registers: one LEA. */
+bool ea_simple(const struct tr *t, const struct ea *e);
+void ea_of(struct tr *t, const struct insn *i, struct ea *e);
+/* Whether ea_lea() can do it. */
+bool ea_possible(bool wide, const struct insn *i);
+/* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
+void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
+/*
+ * The place is granted for the access, or the slow path is taken. RAX and RCX are used; afterwards RAX is
+ * free again and RCX is part of the address in @m.
+ */
+void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+/* op reg, [m] */
+void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m);
+/* The address itself in RCX. */
+void mem_to_rcx(struct tr *t, struct mem *m);
+/* Guest register @r in host register @host, and back. */
+void reg_load(struct tr *t, unsigned host, unsigned r);
+void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- kind.c: what has a translation of its own ---- */
+
+enum kind {
+    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
+    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY,
+};
+enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
+
+/* ---- emit_vec.c ---- */
+
+void vec_moves(struct tr *t, u16 set, bool load);
+void vec_read(struct tr *t, unsigned n);
+void vec_written(struct tr *t, unsigned n);
+void vec_flush(struct tr *t);
+void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e);
+void vector_end(struct tr *t, const struct insn *i);
+
+/* ---- emit_int.c ---- */
+
+void emit_copy(struct tr *t, const struct insn *i);
+void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write);
+void emit_xchg(struct tr *t, const struct insn *i);
+void emit_accumulator(struct tr *t, const struct insn *i);
+void emit_moffs(struct tr *t, const struct insn *i);
+void emit_count(struct tr *t, const struct insn *i);
+void emit_lea(struct tr *t, const struct insn *i);
+void emit_extend(struct tr *t, const struct insn *i);
+void emit_push_reg(struct tr *t, const struct insn *i);
+void emit_push_imm(struct tr *t, const struct insn *i);
+void emit_push_rm(struct tr *t, const struct insn *i);
+void emit_pop_reg(struct tr *t, const struct insn *i);
+void emit_leave(struct tr *t);
+/* Size of stack slots. */
+static inline unsigned word(const struct tr *t) { return t->wide ? 8 : 4; }
+static inline struct ea stack_ea(const struct tr *t, unsigned base, s64 disp)
+{
+    return (struct ea){.base = (u8)base, .index = REG_NONE, .seg = SEG_SS, .adsize = t->wide ? 8 : 4, .disp = disp};
+}
+static inline void stack_move(struct tr *t, s32 by)
+{
+    put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RSP], by);
+}
+
+/* ---- branch.c ---- */
+
+/* frame.rip += delta; flags are disturbed. */
+void rip_add(struct tr *t, s64 delta);
+/* To @delta bytes from the start of the block, in the same page. */
+void emit_link(struct tr *t, s64 delta);
+bool same_page(const struct tr *t, s64 delta);
+/* RCX = the address @delta bytes from the start of the block. */
+void rip_to_rcx(struct tr *t, s64 delta);
+/* A branch whose slow path leaves translated code with what the body said. */
+void slow_leaves(struct tr *t, enum jit_exit reason);
+void emit_jump(struct tr *t, s64 delta);
+void emit_jcc(struct tr *t, const struct insn *i);
+void emit_call_rel(struct tr *t, const struct insn *i);
+void emit_jmp_ind(struct tr *t, const struct insn *i);
+void emit_call_ind(struct tr *t, const struct insn *i);
+void emit_ret(struct tr *t, const struct insn *i);
+/* To the address in RCX when everything of the block has run. */
+void emit_goto(struct tr *t);
