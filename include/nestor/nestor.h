@@ -34,6 +34,7 @@ struct nestor_config {
     unsigned api_version; /* NESTOR_API_VERSION */
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
     const char *engine;   /* "interp" */
+    const char *mmu;      /* "shadow"; "walk", "check" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
     enum nestor_clock clock;

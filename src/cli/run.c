@@ -35,6 +35,7 @@ STRING_OPTION(kernel, kernel)
 STRING_OPTION(initrd, initrd)
 STRING_OPTION(append, append)
 STRING_OPTION(engine, engine)
+STRING_OPTION(mmu, mmu)
 
 static int set_memory(void *target, const char *value, struct nestor_error *err)
 {
@@ -146,6 +147,7 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 }
 
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
+#define MMU_OPTION {"mmu", "shadow|walk|check", "what answers a TLB miss: shadow page tables, walks, or both, compared (default shadow)", set_mmu}
 #define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
@@ -168,6 +170,7 @@ static const struct option_row run_rows[] = {
     {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
     TIMEOUT_OPTION,
     ENGINE_OPTION,
+    MMU_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -177,6 +180,7 @@ static const struct option_row run_rows[] = {
 static const struct option_row demo_rows[] = {
     CPU_OPTION,
     ENGINE_OPTION,
+    MMU_OPTION,
     TIMEOUT_OPTION,
     GDB_OPTIONS,
     TRACE_OPTIONS,

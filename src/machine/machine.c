@@ -28,20 +28,24 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
     return error_set(err, "--engine %s: unknown, expected interp, jit or lockstep", name);
 }
 
+static int choose_mmu(struct nestor *m, const char *name, struct error *err)
+{
+    static const char *const names[] = {[MMU_SHADOW] = "shadow", [MMU_WALK] = "walk", [MMU_CHECK] = "check"};
+    m->mmu = MMU_SHADOW;
+    for (unsigned i = 0; name && i < ARRAY_SIZE(names); i++) {
+        m->mmu = (enum mmu_mode)i;
+        if (!strcmp(names[i], name))
+            return 0;
+    }
+    return name ? error_set(err, "--mmu %s: unknown, expected shadow, walk or check", name) : 0;
+}
+
 /* Code that was written is stale in every processor. */
 static void code_written(void *opaque, pa_t pa, size_t len)
 {
     struct nestor *m = opaque;
     for (unsigned i = 0; i < m->ncpus; i++)
         m->engine->code_written(m->cpu[i], pa, len);
-}
-
-/* A page became tracked: nobody may write it without being noticed any more. */
-static void page_protected(void *opaque, pa_t page)
-{
-    struct nestor *m = opaque;
-    for (unsigned i = 0; i < m->ncpus; i++)
-        mmu_protect_page(m->cpu[i], page);
 }
 
 static int add_memory(struct nestor *m, struct error *err)
@@ -53,7 +57,6 @@ static int add_memory(struct nestor *m, struct error *err)
     if (m->ram > low && physmap_add_ram(m->pm, MAP_HIGH_RAM, m->ram - low, "RAM above 4 GiB", err))
         return -1;
     physmap_subscribe(m->pm, PAGE_CODE, code_written, m);
-    physmap_on_protect(m->pm, page_protected, m);
     return 0;
 }
 
@@ -76,6 +79,7 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->cpu[i])
             return -1;
         m->ncpus++;
+        mmu_set_mode(m->cpu[i], m->mmu);
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
@@ -151,7 +155,7 @@ static int build(struct nestor *m, struct error *err)
     m->ram = c->memory ? c->memory : 2ull << 30;
     if (m->ram < 1 << 20)
         return error_set(err, "--memory: %llu bytes, expected at least 1 MiB", (unsigned long long)m->ram);
-    if (choose_engine(m, c->engine, err))
+    if (choose_engine(m, c->engine, err) || choose_mmu(m, c->mmu, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
                 : boot_open(&m->boot, c->kernel, c->initrd, c->append, m->ram, err))

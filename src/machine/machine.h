@@ -34,6 +34,7 @@ struct nestor {
     unsigned ncpus;
     struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
+    enum mmu_mode mmu;
     struct boot boot;
     struct nestor_config config;
     u64 ram;

@@ -13,6 +13,7 @@
  */
 #include "mmu/mmu.h"
 #include "mmu/physmap_view.h"
+#include "mmu/shadow.h"
 
 #include <stdlib.h>
 
@@ -130,6 +131,9 @@ struct tlb {
 
 struct mmu {
     struct physmap *pm;
+    struct shadow *shadow; /* NULL: every miss walks */
+    bool check;            /* compare the shadow's answers with walks */
+    struct shadow_view view;
     struct vcpu *v; /* whose; known from the first mmu_update */
     struct walk_context ctx;
     struct slat slat;
@@ -291,23 +295,24 @@ static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop wh
     }
 }
 
-static void flushed(struct mmu *m)
+static void flushed(struct mmu *m, enum flush_cause cause)
 {
-    m->stats.flushes++;
+    m->stats.flushes[cause]++;
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }
 
 /* ---- life ---- */
 
-static void map_changed(void *opaque)
+static void flush_everything(struct mmu *m, enum flush_cause cause)
 {
-    struct mmu *m = opaque;
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i])
             space_flush(m, m->space[i], false);
-    flushed(m);
+    flushed(m, cause);
 }
+
+static void map_changed(void *opaque) { flush_everything(opaque, FLUSH_MAP); }
 
 static void array_protect(struct array *a, pa_t page)
 {
@@ -345,6 +350,7 @@ struct mmu *mmu_new(struct physmap *pm)
     if (!m)
         panic("out of memory for an MMU");
     m->pm = pm;
+    m->shadow = shadow_open(pm);
     m->apic_page = ~0ull;
     m->stale = true;
     memset(m->uncached, 0xff, sizeof(m->uncached));
@@ -359,6 +365,7 @@ void mmu_free(struct mmu *m)
         return;
     physmap_on_protect(m->pm, NULL, m);
     physmap_on_change(m->pm, NULL, m);
+    shadow_close(m->shadow);
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i]) {
             free(m->space[i]->jump[0]);
@@ -366,6 +373,21 @@ void mmu_free(struct mmu *m)
             free(m->space[i]);
         }
     free(m);
+}
+
+void mmu_set_mode(struct vcpu *v, enum mmu_mode mode)
+{
+    struct mmu *m = v->mmu;
+    bool shadow = mode != MMU_WALK;
+    m->check = mode == MMU_CHECK;
+    if (shadow && !m->shadow)
+        m->shadow = shadow_open(m->pm);
+    if (!shadow && m->shadow) {
+        shadow_close(m->shadow);
+        m->shadow = NULL;
+    }
+    if (shadow)
+        shadow_paranoid(m->shadow, m->check);
 }
 
 /* ---- the address space ---- */
@@ -467,6 +489,8 @@ void mmu_update(struct vcpu *v)
     m->v = v;
     m->stale = false;
     context_build(m, v);
+    if (likely(m->shadow != NULL))
+        shadow_view(&m->view, &m->ctx);
     m->pge = v->cr4 & CR4_PGE;
     if (unlikely(m->apic_page != v->apic_page)) {
         m->apic_page = v->apic_page;
@@ -530,6 +554,10 @@ void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
 
 const struct walk_context *mmu_context(const struct vcpu *v) { return &v->mmu->ctx; }
 const struct mmu_stats *mmu_stats(const struct vcpu *v) { return &v->mmu->stats; }
+const struct shadow_stats *mmu_shadow_stats(const struct vcpu *v)
+{
+    return v->mmu->shadow ? shadow_stats(v->mmu->shadow) : NULL;
+}
 
 const struct tlb_entry *mmu_entries(const struct vcpu *v, enum tlb_context context)
 {
@@ -675,6 +703,22 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
             return true;
         }
     }
+    if (likely(m->shadow != NULL)) {
+        enum shadow_answer known = shadow_translate(m->shadow, &m->view, &m->ctx, la, access, w);
+        if (unlikely(m->check))
+            shadow_check(m->pm, &m->ctx, la, access, known, w);
+        if (known == SHADOW_FAULT) {
+            m->stats.shadow_faults++;
+            return false;
+        }
+        if (likely(known == SHADOW_OK)) {
+            m->stats.shadow_hits++;
+            bool ram = target(m, v, w->pa, write, t);
+            if (likely(fill))
+                slot_fill(m, la, c, w, t, ram);
+            return true;
+        }
+    }
     m->stats.walks++;
     bool ok = walk_linear(m->pm, &m->ctx, la, access, w);
     m->stats.walk_steps += w->nsteps;
@@ -682,6 +726,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         m->stats.walk_faults++;
         return false;
     }
+    if (likely(fill) && m->shadow)
+        shadow_fill(m->shadow, &m->view, &m->ctx, la, w); /* before the grant: it may track the page itself */
     bool ram = target(m, v, w->pa, write, t);
     if (likely(fill))
         slot_fill(m, la, c, w, t, ram);
@@ -701,7 +747,7 @@ void mmu_invlpg(struct vcpu *v, gva_t la)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid)
         space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
-    flushed(m);
+    flushed(m, FLUSH_INVLPG);
 }
 
 void mmu_flush_cr3(struct vcpu *v, u16 pcid)
@@ -710,7 +756,7 @@ void mmu_flush_cr3(struct vcpu *v, u16 pcid)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid && t->pcid == pcid)
         space_flush(m, t, true);
-    flushed(m);
+    flushed(m, FLUSH_CR3);
 }
 
 void mmu_flush_global(struct vcpu *v)
@@ -719,10 +765,10 @@ void mmu_flush_global(struct vcpu *v)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid)
         space_flush(m, t, false);
-    flushed(m);
+    flushed(m, FLUSH_GLOBAL);
 }
 
-void mmu_flush_all(struct vcpu *v) { map_changed(v->mmu); }
+void mmu_flush_all(struct vcpu *v) { flush_everything(v->mmu, FLUSH_ALL); }
 
 void mmu_invpcid(struct vcpu *v, enum invpcid_type type, u16 pcid, gva_t la)
 {
@@ -748,7 +794,7 @@ void mmu_invpcid(struct vcpu *v, enum invpcid_type type, u16 pcid, gva_t la)
             break;
         }
     }
-    flushed(m);
+    flushed(m, FLUSH_INVPCID);
 }
 
 void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, bool one_address, gva_t la)
@@ -763,7 +809,7 @@ void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, boo
         else
             space_flush(m, t, keep_global);
     }
-    flushed(m);
+    flushed(m, FLUSH_INVVPID);
 }
 
 void mmu_invept(struct vcpu *v, bool all, u64 eptp)
@@ -772,7 +818,7 @@ void mmu_invept(struct vcpu *v, bool all, u64 eptp)
     FOR_SPACES(m, t) /* tagged by bits 51:12 of the EPTP (SDM "EP4TA") */
     if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
         space_flush(m, t, false);
-    flushed(m);
+    flushed(m, FLUSH_INVEPT);
 }
 
 void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
@@ -781,7 +827,7 @@ void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
     FOR_SPACES(m, t)
     if (t->vpid == asid)
         space_drop_page(m, t, la, DROP_ALL);
-    flushed(m);
+    flushed(m, FLUSH_INVLPGA);
 }
 
 void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
@@ -790,10 +836,8 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
     FOR_SPACES(m, t)
     if (t->vpid == asid)
         space_flush(m, t, keep_global);
-    flushed(m);
+    flushed(m, FLUSH_ASID);
 }
-
-void mmu_protect_page(struct vcpu *v, pa_t page) { protect(v->mmu, page & PAGE_MASK); }
 
 /* ---- data breakpoints ---- */
 

@@ -40,6 +40,7 @@ struct physmap {
     struct listener *listeners;
     unsigned nlisteners;
     u64 ram_size;
+    struct shadow *shadow; /* of the page tables in it (shadow.h), while somebody uses it */
 };
 
 const struct range *range_search(const struct physmap *pm, pa_t pa);

@@ -51,6 +51,7 @@ static inline struct vcpu *test_vcpu(struct physmap *pm, u64 cr3)
     v->apic_page = v->virt_apic_page = ~0ull;
     v->features[FEAT_PDPE1GB] = 1;
     v->mmu = mmu_new(pm);
+    mmu_set_mode(v, MMU_CHECK);
     mmu_update(v);
     return v;
 }
