@@ -18,7 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef RAM_SIZE
 #define RAM_SIZE (256ul << 20)
+#endif
 #define LOAD_AT 0x100000
 #define PARAMS_AT 0x10000
 #define CMDLINE_AT 0x20000
