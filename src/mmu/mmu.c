@@ -704,9 +704,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         }
     }
     if (likely(m->shadow != NULL)) {
-        enum shadow_answer known = shadow_translate(m->shadow, &m->view, &m->ctx, la, access, w);
-        if (unlikely(m->check))
-            shadow_check(m->pm, &m->ctx, la, access, known, w);
+        enum shadow_answer known =
+            (unlikely(m->check) ? shadow_translate_checked : shadow_translate)(m->shadow, &m->view, &m->ctx, la, access, w);
         if (known == SHADOW_FAULT) {
             m->stats.shadow_faults++;
             return false;

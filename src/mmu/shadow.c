@@ -214,16 +214,18 @@ enum shadow_answer shadow_translate(struct shadow *s, const struct shadow_view *
 
 /* ---- the check ---- */
 
-void shadow_check(struct physmap *pm, const struct walk_context *ctx, gva_t la, u32 access, enum shadow_answer answer,
-                  const struct walk *w)
+enum shadow_answer shadow_translate_checked(struct shadow *s, const struct shadow_view *view,
+                                            const struct walk_context *ctx, gva_t la, u32 access, struct walk *w)
 {
-    struct walk r;
+    struct walk r; /* first: setting A/D flags can change what a walk says, where a table maps itself */
+    bool ok = walk_linear(s->pm, ctx, la, access | ACCESS_NO_AD, &r);
+    enum shadow_answer answer = shadow_translate(s, view, ctx, la, access, w);
     if (answer == SHADOW_UNKNOWN)
-        return;
-    bool ok = walk_linear(pm, ctx, la, access | ACCESS_NO_AD, &r);
+        return answer;
     bool same = ok == (answer == SHADOW_OK) && r.fault == w->fault;
+    bool dirty = r.dirty || ((access & ACCESS_WRITE) && !(access & ACCESS_NO_AD));
     if (same && ok)
-        same = r.pa == w->pa && r.gpa == w->gpa && r.perms == w->perms && r.dirty == w->dirty && r.user == w->user &&
+        same = r.pa == w->pa && r.gpa == w->gpa && r.perms == w->perms && dirty == w->dirty && r.user == w->user &&
                r.writable == w->writable && r.nx == w->nx && r.global == w->global && r.pkey == w->pkey &&
                r.lg2_page == w->lg2_page && r.lg2_linear == w->lg2_linear && r.memtype == w->memtype;
     else if (same)
@@ -234,4 +236,17 @@ void shadow_check(struct physmap *pm, const struct walk_context *ctx, gva_t la, 
               (unsigned long long)la, access, w->fault, w->error_code, (unsigned long long)w->pa, w->perms, w->dirty,
               w->lg2_page, w->lg2_linear, r.fault, r.error_code, (unsigned long long)r.pa, r.perms, r.dirty,
               r.lg2_page, r.lg2_linear);
+    return answer;
+}
+
+unsigned shadow_knows(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx, gva_t la, gpa_t gpa)
+{
+    unsigned known = 0;
+    if (ctx->paging <= PAGING_PAE)
+        la &= 0xffffffffu;
+    if (view->role && node_find(s, la >> view->region_lg2, view_root(view, ctx, la), view->role, view->slat_root))
+        known |= SHADOW_KNOWS_LINEAR;
+    if (view->slat_role && node_find(s, gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0))
+        known |= SHADOW_KNOWS_SLAT;
+    return known;
 }

@@ -55,9 +55,9 @@ enum shadow_answer shadow_translate(struct shadow *s, const struct shadow_view *
 /* Learns from the walk @w of @la, which succeeded and set its A/D flags. */
 void shadow_fill(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx, gva_t la,
                  const struct walk *w);
-/* Compares an answer with a fresh walk; panics with both when they differ. */
-void shadow_check(struct physmap *pm, const struct walk_context *ctx, gva_t la, u32 access, enum shadow_answer answer,
-                  const struct walk *w);
+/* As shadow_translate(), each answer compared with a walk; panics with both when they differ. */
+enum shadow_answer shadow_translate_checked(struct shadow *s, const struct shadow_view *view,
+                                            const struct walk_context *ctx, gva_t la, u32 access, struct walk *w);
 /* After every tracked write, compare all that stands on the page with memory (tests, --mmu check). */
 void shadow_paranoid(struct shadow *s, bool on);
 
@@ -86,3 +86,6 @@ struct shadow_stats {
     u32 live, tables;          /* shadows and tracked pages at this moment */
 };
 const struct shadow_stats *shadow_stats(const struct shadow *s);
+/* Which shadows there are for @la, and for guest-physical @gpa of the data (tests). */
+enum { SHADOW_KNOWS_LINEAR = 1, SHADOW_KNOWS_SLAT = 2 };
+unsigned shadow_knows(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx, gva_t la, gpa_t gpa);
