@@ -111,6 +111,7 @@ struct space_key {
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
+    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with hints into pages that are not global */
 };
 
 struct tlb {
@@ -184,14 +185,16 @@ static void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
 }
 
-static void jump_clear(struct tlb *t)
+static void jump_clear(struct tlb *t, bool keep_global)
 {
     for (unsigned i = 0; i < 2; i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
-            for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+            u64 drop = keep_global ? j->local[n] : j->used[n];
+            for (u64 runs = drop; runs; runs &= runs - 1)
                 jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
-            j->used[n] = 0;
+            j->used[n] &= ~drop;
+            j->local[n] = 0;
         }
     }
 }
@@ -225,10 +228,11 @@ static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
-    if (!keep_global)
+    if (!keep_global) {
         memset(&t->fragments, 0, sizeof(t->fragments));
-    memset(&t->orphans, 0, sizeof(t->orphans));
-    jump_clear(t);
+        memset(&t->orphans, 0, sizeof(t->orphans));
+    }
+    jump_clear(t, keep_global);
 }
 
 enum drop { DROP_ALL, DROP_LOCAL /* not the global ones */, DROP_GLOBAL };
@@ -589,11 +593,24 @@ static struct jump_cache *jump_cache(struct vcpu *v)
 
 struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
 
+/* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
+static bool rip_is_global(const struct vcpu *v, gva_t rip)
+{
+    const struct mmu *m = v->mmu;
+    enum tlb_context c = privilege_context(v);
+    if (c == TLB_UNCACHED)
+        return false;
+    const struct side *s = &m->now->ctx[c].side[(rip >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+    return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
+}
+
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
     struct jump_cache *j = jump_cache(v);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
     bit_set(j->used, n / JUMP_RUN);
+    if (!rip_is_global(v, rip))
+        bit_set(j->local, n / JUMP_RUN);
     j->e[n] = (struct jump_cache_entry){rip, block};
 }
 
@@ -659,7 +676,8 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     const struct side *old = &a->side[slot];
     /* Jump hints outlive the entry through which the code was fetched. */
     if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
-        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear))
+        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear ||
+         ((old->pa & SIDE_GLOBAL) && !global)))
         filter_set(&tlb->orphans, old->page, side_lg2(old));
     a->side[slot].page = la & PAGE_MASK;
     a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);

@@ -631,10 +631,11 @@ static unsigned probe(struct crowd *c)
         const struct walk_step *s = &before.steps[i];
         bool slat = step_is_slat(s), pdpte = s->level == 3 && (slat ? w->slat.pae : w->linear.pae);
         u64 now = entry_get(w, s->pa, slat ? w->slat.entry : w->linear.entry);
-        u64 flags = slat && w->slat.ept ? 0x300 : 0x60;
+        /* A changed entry can make a table of one tree serve in the other: then either's flags may come. */
+        u64 flags = w->slat.ept ? 0x360 : 0x60;
         bool kept = (now ^ s->entry) & ~flags || (s->entry & ~now);
         bool due = ok && !slat && !pdpte && !(now & 0x20);
-        bool fault_touched = !ok && walk.fault == WALK_PAGE_FAULT && !slat && now != s->entry;
+        bool fault_touched = w->s == S_NONE && !ok && walk.fault == WALK_PAGE_FAULT && !slat && now != s->entry;
         if (kept || due || fault_touched)
             fail_msg("%s under %s: entry %#llx became %#llx at an access %#x of %#llx", paging_names[w->p], slat_names[w->s],
                      (unsigned long long)s->entry, (unsigned long long)now, access, (unsigned long long)la);
