@@ -36,6 +36,7 @@ struct nestor_config {
     const char *vmx_cap;  /* "NAME=VALUE,...": capability MSRs as another processor has them (nestor list vmx-caps) */
     const char *svm_cap;  /* "NAME=0|1,...": likewise the bits of CPUID 0x8000000A */
     const char *engine;   /* "jit" (default), "interp", "lockstep" */
+    const char *mmu;      /* "shadow"; "walk", "check" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
     bool threads;         /* every processor on a thread of its own; with the host's clock and no debugger */

@@ -43,6 +43,7 @@ STRING_OPTION(initrd, initrd)
 STRING_OPTION(append, append)
 STRING_OPTION(engine, engine)
 STRING_OPTION(svm_cap, svm_cap)
+STRING_OPTION(mmu, mmu)
 
 /* May be given several times: the texts are one list. */
 static int set_vmx_cap(void *target, const char *value, struct nestor_error *err)
@@ -221,6 +222,7 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
     {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
     {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A", set_svm_cap}
 #define ENGINE_OPTION {"engine", "NAME", "jit, interp, or lockstep: both, compared (default jit)", set_engine}
+#define MMU_OPTION {"mmu", "shadow|walk|check", "what answers a TLB miss: shadow page tables, walks, or both, compared (default shadow)", set_mmu}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
     {"gdb", "unix:PATH|[HOST:]PORT", "let gdb connect there (HOST: 127.0.0.1 unless given)", set_gdb},            \
@@ -249,6 +251,7 @@ static const struct option_row run_rows[] = {
     {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
     TIMEOUT_OPTION,
     ENGINE_OPTION,
+    MMU_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -259,6 +262,7 @@ static const struct option_row demo_rows[] = {
     CPU_OPTION,
     CAP_OPTIONS,
     ENGINE_OPTION,
+    MMU_OPTION,
     TIMEOUT_OPTION,
     GDB_OPTIONS,
     TRACE_OPTIONS,

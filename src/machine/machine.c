@@ -29,6 +29,20 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
     return error_set(err, "--engine %s: unknown, expected jit, interp or lockstep", name);
 }
 
+static int choose_mmu(struct nestor *m, const char *name, struct error *err)
+{
+    static const char *const names[] = {[MMU_SHADOW] = "shadow", [MMU_WALK] = "walk", [MMU_CHECK] = "check"};
+    m->mmu = MMU_SHADOW;
+    for (unsigned i = 0; name && i < ARRAY_SIZE(names); i++) {
+        m->mmu = (enum mmu_mode)i;
+        if (!strcmp(names[i], name))
+            return 0;
+    }
+    if (!name && m->config.threads)
+        m->mmu = MMU_WALK; /* the shadow page tables are the machine's, for one thread */
+    return name ? error_set(err, "--mmu %s: unknown, expected shadow, walk or check", name) : 0;
+}
+
 /* Code that was written is stale in every processor. */
 static void code_written(void *opaque, pa_t pa, size_t len)
 {
@@ -119,6 +133,7 @@ static int add_cpus(struct nestor *m, struct error *err)
         m->ncpus++;
         if (m->clock.kind == CLOCK_ICOUNT) /* a run that repeats: RDRAND too */
             m->cpu[i]->random_state = 0x853c49e6748fea9bull + i;
+        mmu_set_mode(m->cpu[i], m->mmu);
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
         if (m->config.vmx_cap) {
@@ -204,7 +219,7 @@ static int build(struct nestor *m, struct error *err)
     m->ram = c->memory ? c->memory : 2ull << 30;
     if (m->ram < 1 << 20)
         return error_set(err, "--memory: %llu bytes, expected at least 1 MiB", (unsigned long long)m->ram);
-    if (choose_engine(m, c->engine, err))
+    if (choose_engine(m, c->engine, err) || choose_mmu(m, c->mmu, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
                 : boot_open(&m->boot, c->kernel, c->initrd, c->append, c->modules, c->nmodules, m->ram, err))

@@ -475,6 +475,8 @@ int machine_threads_new(struct nestor *m, struct error *err)
         return error_set(err, "--threads: expected --clock host; instructions of several threads have no one order");
     if (m->engine == &engine_lockstep)
         return error_set(err, "--threads: expected --engine jit or interp; lockstep compares on one thread");
+    if (m->mmu != MMU_WALK)
+        return error_set(err, "--threads: expected --mmu walk; shadow page tables serve one thread");
     struct machine_threads *t = m->threads = calloc(1, sizeof(*t));
     if (!t)
         return error_set(err, "out of memory for the threads");

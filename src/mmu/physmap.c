@@ -115,6 +115,20 @@ const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *fir
     return pm->ranges[n].region;
 }
 
+static void choose_main(struct physmap *pm)
+{
+    pm->main_size = 0;
+    for (unsigned i = 0; i < pm->nranges; i++) {
+        const struct range *r = &pm->ranges[i];
+        pa_t start = (r->start + PAGE_SIZE - 1) & PAGE_MASK, end = (r->last + 1) & PAGE_MASK;
+        if (r->region->kind != REGION_RAM || end <= start || end - start <= pm->main_size)
+            continue;
+        pm->main = r;
+        pm->main_start = start;
+        pm->main_size = end - start;
+    }
+}
+
 /* Makes the ranges anew from the regions. @regions is short (tens), changes are rare. */
 static void flatten(struct physmap *pm)
 {
@@ -145,6 +159,7 @@ static void flatten(struct physmap *pm)
     }
     free(cut);
     low_fill(pm);
+    choose_main(pm);
     pm->generation++;
     for (unsigned i = 0; i < pm->nlisteners; i++)
         if (pm->listeners[i].changed)

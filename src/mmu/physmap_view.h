@@ -31,6 +31,10 @@ struct listener {
 struct physmap {
     struct range *ranges; /* sorted, disjoint */
     unsigned nranges;
+    /* The largest range of RAM, whole pages of it: most of what is asked for, and no memory touched to find it. */
+    const struct range *main;
+    pa_t main_start;
+    u64 main_size;
     u16 *low; /* page -> index into ranges + 1; 0: nothing there */
     u64 generation;
     struct region **regions; /* as added; the map owns the structs */
@@ -41,6 +45,7 @@ struct physmap {
     unsigned nlisteners;
     u64 ram_size;
     struct physmap_sharing sharing; /* all NULL while one thread runs everything */
+    struct shadow *shadow; /* of the page tables in it (shadow.h), while somebody uses it */
 };
 
 const struct range *range_search(const struct physmap *pm, pa_t pa);
@@ -48,6 +53,8 @@ const struct range *range_search(const struct physmap *pm, pa_t pa);
 /* The range that decodes @pa, or NULL. */
 static inline const struct range *map_range(const struct physmap *pm, pa_t pa)
 {
+    if (likely(pa - pm->main_start < pm->main_size))
+        return pm->main;
     if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
         unsigned i = pm->low[pa >> PAGE_SHIFT];
         if (likely(i != LOW_MIXED))
@@ -59,6 +66,8 @@ static inline const struct range *map_range(const struct physmap *pm, pa_t pa)
 /* Likewise, when it decodes all of the page that @pa lies in. */
 static inline const struct range *map_page(const struct physmap *pm, pa_t pa)
 {
+    if (likely(pa - pm->main_start < pm->main_size))
+        return pm->main;
     if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
         unsigned i = pm->low[pa >> PAGE_SHIFT];
         return i && i != LOW_MIXED ? &pm->ranges[i - 1] : NULL;
