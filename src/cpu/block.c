@@ -110,6 +110,16 @@ static void fetch_translate(struct vcpu *v, gva_t la, struct fetch *f)
     *f = (struct fetch){.la = la, .pa = t.pa, .host = t.host};
 }
 
+/* Likewise, but .pa is left out when the TLB knows where the bytes are. */
+static void fetch_locate(struct vcpu *v, gva_t la, struct fetch *f)
+{
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (likely(e->tag_exec == (la & PAGE_MASK)))
+        *f = (struct fetch){.la = la, .host = (u8 *)(uintptr_t)(la + e->addend)};
+    else
+        fetch_translate(v, la, f);
+}
+
 static void decode_context(const struct vcpu *v, struct decode_ctx *ctx)
 {
     *ctx = (struct decode_ctx){
@@ -264,7 +274,7 @@ struct block *block_single(struct vcpu *v)
             avail = (unsigned)(limit - v->rip) + 1;
     }
     gva_t la = (v->seg_base[SEG_CS] + v->rip) & v->linear_mask;
-    fetch_translate(v, la, &f);
+    fetch_locate(v, la, &f);
     unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
     if (first > avail)
         first = avail;
@@ -282,7 +292,7 @@ struct block *block_single(struct vcpu *v)
     enum decode_status status = known && !memcmp(c->bytes, bytes, first) && c->block->insn[0].len > first ?
                                     DECODE_SHORT : insn_decode(&ctx, bytes, first, &i);
     if (status == DECODE_SHORT && first < avail) {
-        fetch_translate(v, (la + first) & v->linear_mask, &f);
+        fetch_locate(v, (la + first) & v->linear_mask, &f);
         fetch_bytes(v, &f, bytes + first, avail - first);
         have = avail;
         if (known && c->block->insn[0].len <= have && !memcmp(c->bytes, bytes, c->block->insn[0].len))
