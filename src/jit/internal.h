@@ -31,17 +31,27 @@ struct frame {
     u64 end;   /* v->budget_end that .left counts from */
     u64 temp, temp2;
     struct jit *jit;
-    u64 fp;    /* the host's MXCSR is the guest's */
+    u64 units; /* enum unit: what the host holds of the guest's */
     u64 spare;
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
 
-/* What a call of a body is told besides the instruction: packed in one register. */
-#define INFO(off, idx, n) ((u32)(off) | (u32)(idx) << 12 | (u32)(n) << 20)
-#define INFO_OFF(x) ((x) & 0xfff)
-#define INFO_IDX(x) ((x) >> 12 & 0xff)
-#define INFO_N(x) ((x) >> 20 & 0xff)
+/* What the host can hold of the guest's SIMD state; the first four as in simd_ok. */
+enum unit {
+    UNIT_X87 = BIT(0),  /* the registers, control and status */
+    UNIT_MMX = BIT(1),  /* which may be used as MMX registers */
+    UNIT_SSE = BIT(2), UNIT_AVX = BIT(3), /* the vector registers, all of them with either */
+    UNIT_FP = BIT(4),   /* MXCSR */
+};
+#define UNIT_OF_SIMD_OK 0xfu
+
+/* What a call of a body is told besides the instruction: its distance from the start of the translation
+ * (13 bits, signed), its number, and how many instructions the entry counted; packed in one register. */
+#define INFO(off, idx, n) (((u32)(off) & 0x1fff) | (u32)(idx) << 13 | (u32)(n) << 21)
+#define INFO_OFF(x) ((s64)(s32)((x) << 19) >> 19)
+#define INFO_IDX(x) ((x) >> 13 & 0xff)
+#define INFO_N(x) ((x) >> 21 & 0xff)
 
 /* The address in hand: exit reason in bits 3:0, for JIT_EXIT_LINK the number of the link above. */
 #define EXIT_REASON(x) ((x) & 15)
@@ -78,7 +88,7 @@ struct part {
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
     size_t size, used, base; /* base: behind the stubs */
-    u8 *enter, *call, *exit, *fp; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
@@ -86,6 +96,9 @@ struct jit {
     u32 links;
     u32 pending;        /* the link that left translated code last */
     bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
+    bool host_xsave;    /* and its operating system has XSAVE on */
+    bool zmm;           /* the guest's vector registers are wider than 256 bits */
+    _Alignas(64) u8 x87_image[576];
     struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
     const struct part *part; /* that ran last */
     struct jit_stats stats;
@@ -101,6 +114,15 @@ struct translation_request {
 };
 /* Translates into @c (of the writable mapping). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links);
+
+/* ---- units.c ---- */
+/* The units an instruction needs to run natively. */
+u32 jit_units_of(const struct insn_row *row);
+/* Called by translated code: makes the host hold the units @need; 0: they are not to be had now. */
+u64 jit_units_enter(struct vcpu *v, struct frame *f, u32 need);
+/* The vector registers are stored: the rest goes back to struct vcpu, and the host has its own again. */
+void jit_units_leave(struct vcpu *v, struct frame *f);
+void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(struct code_buf *c, bool load));
 
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);

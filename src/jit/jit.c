@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xmmintrin.h>
 
 #define HEAT 16
 #define BLOCK_CODE_MAX 32768u /* more than any block can make */
@@ -83,11 +82,21 @@ static void put_return(struct code_buf *c)
     put1(c, 0xc3);
 }
 
+/* The vector registers to struct vcpu if the host holds them; @deep: bytes on the stack above the frame. */
+static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
+{
+    put_rm(c, false, 0xf6, 0, H_RSP, F_AT(units) + deep), put1(c, UNIT_SSE | UNIT_AVX); /* test byte */
+    u8 *none = put_jcc(c, CC_E);
+    put_call_to(c, j->vec_store);
+    put_target(none, c->p);
+}
+
 static void make_stubs(struct jit *j)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
     /* u64 enter(v, const struct frame *, code): the return value is what emit_exit() put in EAX. */
+    units_make_stubs(j, &c, put_registers);
     j->enter = c.p;
     for (unsigned n = 0; n < ARRAY_SIZE(saved); n++)
         put_push(&c, saved[n]);
@@ -105,6 +114,7 @@ static void make_stubs(struct jit *j)
     j->exit = c.p;
     put_registers(&c, false);
     put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    put_vec_store(j, &c, 0);
     put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
     put_mov_rr(&c, H_RSI, H_RSP);
     put_c_call(&c, (const void *)(uintptr_t)jit_leave);
@@ -114,6 +124,7 @@ static void make_stubs(struct jit *j)
     /* The body of the instruction at RCX, INFO in EAX. */
     j->call = c.p;
     put_registers(&c, false);
+    put_vec_store(j, &c, 8);
     put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
     put_mov_rr(&c, H_RSI, H_RCX);
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
@@ -130,57 +141,25 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
-    /* Loads the guest's MXCSR, unless that is not plain: ZF. */
-    j->fp = c.p;
-    put_rm(&c, false, 0x8b, H_RAX, H_RBP, V_AT(mxcsr));
-    put_alu_imm(&c, false, 4, H_RAX, (s32)~(MXCSR_FLAGS | MXCSR_PLAIN_CONTROL));
-    put_alu_imm(&c, false, 7, H_RAX, MXCSR_MASKS);
-    u8 *odd = put_jcc(&c, CC_NE);
-    put_rm(&c, false, 0x0fae, 2, H_RBP, V_AT(mxcsr)); /* ldmxcsr */
-    put_mov_imm32(&c, H_RAX, 1);
-    put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(fp) + 8);
-    put_rr(&c, false, 0x85, H_RAX, H_RAX);
-    put1(&c, 0xc3);
-    put_target(odd, c.p);
-    put_rr(&c, false, 0x31, H_RAX, H_RAX);
-    put1(&c, 0xc3);
-
     j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
 }
 
 /* ---- called by translated code ---- */
-
-/* C code runs with the host's own MXCSR. */
-static inline void fp_leave(struct vcpu *v, const struct frame *f)
-{
-    if (f->fp) {
-        v->mxcsr = _mm_getcsr();
-        _mm_setcsr(HOST_MXCSR);
-    }
-}
-static inline void fp_return(struct vcpu *v, struct frame *f)
-{
-    if (!f->fp)
-        return;
-    if (borrow_mxcsr_plain(v->mxcsr))
-        _mm_setcsr(v->mxcsr);
-    else
-        f->fp = 0;
-}
 
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
     const struct insn_row *row = insn_row(i);
-    fp_leave(v, f);
+    if (f->units)
+        jit_units_leave(v, f);
     j->stats.calls++;
     j->stats.row_calls[i->row]++;
     if (row->jit != JIT_CALL) {
         j->stats.slow++;
         j->stats.row_slow[i->row]++;
     }
-    v->rip = f->rip + INFO_OFF(info);
+    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
     v->next_rip = v->rip + i->len;
     v->insn = i;
     ip->start = i - INFO_IDX(info);
@@ -200,13 +179,13 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         return 1;
     }
     f->flags = flags_get(v);
-    fp_return(v, f);
     return 0;
 }
 
 void jit_leave(struct vcpu *v, struct frame *f)
 {
-    fp_leave(v, f);
+    if (f->units)
+        jit_units_leave(v, f);
     v->rip = f->rip;
     v->icount = f->end - (u64)f->left;
     flags_put(v, (u32)f->flags);
@@ -478,17 +457,22 @@ static void ask_host(struct jit *j)
             j->host_has[f] = r[info->reg] >> info->bit & 1;
         }
     }
+    unsigned a, b, c, d; /* CPUID.1:ECX.OSXSAVE */
+    j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
 static int attach_with(struct vcpu *v, u32 heat)
 {
-    struct jit *j = calloc(1, sizeof(*j));
+    struct jit *j = aligned_alloc(64, sizeof(*j));
+    if (j)
+        memset(j, 0, sizeof(*j));
     v->jit = j;
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
         j->links = 1;
         ask_host(j);
+        j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));

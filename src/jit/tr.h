@@ -19,9 +19,11 @@ struct slow {
     unsigned n;
     u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
     bool load_flags; /* EFLAGS must hold the flags at @back */
-    u16 off;
+    s32 off;
     u8 idx;
-    u16 vec_store, vec_load; /* XMM registers that only the host holds at the branch; that it must hold at @back */
+    bool fip_valid;
+    s32 fip;
+    u32 units;       /* that the host must hold at @back */
     u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
 };
 
@@ -32,7 +34,8 @@ struct tr {
     struct jit *j;
     struct block *b;
     const struct insn *i;
-    unsigned idx, off; /* of the instruction in the block */
+    unsigned idx;      /* of the instruction in the block */
+    s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
     enum flag_state flags;
     u32 live;          /* flags that matter behind the instruction */
@@ -42,8 +45,9 @@ struct tr {
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
-    u16 vec_valid, vec_dirty; /* XMM registers that the host holds; of which struct vcpu has not got the value */
-    bool simd_checked, fp_checked;
+    u32 units;         /* enum unit: known to be in the host's registers */
+    bool fip_valid;    /* an x87 instruction at @fip has run, and x87.fip does not say so yet */
+    s32 fip;
 };
 
 /* ---- flags.c ---- */
@@ -68,6 +72,8 @@ void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, unsigned off);
 void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
+/* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
+void left_add(struct tr *t, unsigned idx);
 
 /* ---- memory.c ---- */
 
@@ -109,16 +115,22 @@ void reg_store(struct tr *t, unsigned r, unsigned host);
 enum kind {
     K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
     K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
-    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
 };
+/* Rows that use a unit. */
+#define CHK_UNITS (CHK_X87 | CHK_X87_NOWAIT | CHK_MMX | CHK_SSE | CHK_AVX)
 enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
 
 /* ---- emit_vec.c ---- */
 
-void vec_moves(struct tr *t, u16 set, bool load);
-void vec_read(struct tr *t, unsigned n);
-void vec_written(struct tr *t, unsigned n);
-void vec_flush(struct tr *t);
+/* The units @need (enum unit) are in the host's registers from here on; or the slow path is taken. */
+void units_want(struct tr *t, u32 need);
+/* FIP and FDP of an instruction that has run: FDP at once, FIP when fip_flush() says. */
+void x87_note(struct tr *t, const struct insn *i);
+/* x87.fip names the instruction @off from the start, if @valid. Uses RAX, keeps flags. */
+void fip_flush(struct tr *t, bool valid, s32 off);
+void emit_vzero(struct tr *t, const struct insn *i);
+void emit_x87_control(struct tr *t, const struct insn *i);
 void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e);
 void vector_end(struct tr *t, const struct insn *i);
 
@@ -126,6 +138,8 @@ void vector_end(struct tr *t, const struct insn *i);
 
 void emit_copy(struct tr *t, const struct insn *i);
 void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write);
+void emit_mulx(struct tr *t, const struct insn *i);
+void emit_divide(struct tr *t, const struct insn *i);
 void emit_xchg(struct tr *t, const struct insn *i);
 void emit_accumulator(struct tr *t, const struct insn *i);
 void emit_moffs(struct tr *t, const struct insn *i);

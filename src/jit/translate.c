@@ -37,8 +37,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     flags_keep(t);
     emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
-    t->vec_valid = 0;
-    t->simd_checked = t->fp_checked = false;
+    t->units = 0;
     t->j->stats.called++;
     bool leave = !t->wide && loads_segment(i);
     if (!last && !leave)
@@ -69,8 +68,10 @@ static bool emit_insn(struct tr *t, bool last)
     t->live &= ~writes; /* what a check before the write must not lose */
     t->cur = NULL;
     t->j->stats.insns++;
-    if (k == K_CALL || (k >= K_JCC && k <= K_RET))
-        vec_flush(t);
+    if (k == K_CALL || (k >= K_JCC && k <= K_RET)) {
+        fip_flush(t, t->fip_valid, t->fip);
+        t->fip_valid = false;
+    }
     switch (k) {
     case K_CALL:
         emit_call_of_body(t, i, last);
@@ -101,6 +102,10 @@ static bool emit_insn(struct tr *t, bool last)
     case K_RET: emit_ret(t, i); return true;
     case K_XCHG: emit_xchg(t, i); break;
     case K_MULTIPLY: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, false); break;
+    case K_DIVIDE: emit_divide(t, i); break;
+    case K_MULX: emit_mulx(t, i); break;
+    case K_VZERO: emit_vzero(t, i); break;
+    case K_X87_CONTROL: emit_x87_control(t, i); break;
     case K_CMPXCHG: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, true); break;
     }
     flags_written(t, writes);
@@ -112,7 +117,7 @@ static bool emit_insn(struct tr *t, bool last)
 static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
-           insn_row(i)->checks & CHK_SSE;
+           k == K_DIVIDE || insn_row(i)->checks & CHK_UNITS;
 }
 
 static void liveness(struct tr *t, unsigned end)
@@ -152,7 +157,7 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     }
     if (!ended) { /* on to what follows */
         flags_keep(&t);
-        vec_flush(&t);
+        fip_flush(&t, t.fip_valid, t.fip);
         t.cur = NULL;
         t.idx = end - 1;
         if (q->region) {
