@@ -4,7 +4,7 @@
  */
 #include "jit/tr.h"
 
-static struct slow *slow_path(struct tr *t)
+struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
         t->cur = &t->slow[t->nslow++];
@@ -12,9 +12,9 @@ static struct slow *slow_path(struct tr *t)
     }
     return t->cur;
 }
-void slow_if(struct tr *t, unsigned cc)
+void slow_if(struct tr *t, unsigned cc) { slow_add(t, slow_path(t), cc); }
+void slow_add(struct tr *t, struct slow *s, unsigned cc)
 {
-    struct slow *s = slow_path(t);
     u8 *at = put_jcc(t->c, cc);
     if (s->n < ARRAY_SIZE(s->from))
         s->from[s->n++] = at;

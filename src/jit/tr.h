@@ -14,6 +14,12 @@
 
 enum flag_state { FL_MEMORY, FL_HOST, FL_BOTH, FL_NOWHERE };
 
+enum kind {
+    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
+    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
+};
+
 struct slow {
     u8 *from[8];     /* jumps to it */
     unsigned n;
@@ -25,6 +31,22 @@ struct slow {
     s32 fip;
     u32 units;       /* that the host must hold at @back */
     u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+};
+
+struct ea {
+    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
+    u8 seg;
+    u8 adsize;
+    s64 disp; /* REG_RIP: relative to the start of the block */
+};
+
+/* A check of a cell that missed: asks the TLB, out of line. */
+struct miss {
+    u8 *from, *back;
+    struct ea ea;
+    struct slow *slow;
+    u8 cell, size;
+    bool write, address; /* @address: RAX is to hold the address at @back */
 };
 
 struct tr {
@@ -45,6 +67,10 @@ struct tr {
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
+    struct miss miss[2 * BLOCK_MAX];
+    unsigned nmiss;
+    u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
+    u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
     u32 units;         /* enum unit: known to be in the host's registers */
     bool fip_valid;    /* an x87 instruction at @fip has run, and x87.fip does not say so yet */
     s32 fip;
@@ -67,6 +93,8 @@ void flags_want(struct tr *t);
 
 /* Takes the slow path of the instruction on @cc. */
 void slow_if(struct tr *t, unsigned cc);
+struct slow *slow_path(struct tr *t);
+void slow_add(struct tr *t, struct slow *s, unsigned cc);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, unsigned off);
@@ -77,12 +105,6 @@ void left_add(struct tr *t, unsigned idx);
 
 /* ---- memory.c ---- */
 
-struct ea {
-    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
-    u8 seg;
-    u8 adsize;
-    s64 disp; /* REG_RIP: relative to the start of the block */
-};
 struct mem {
     u8 base, index; /* host registers: [base + index + disp] */
     s32 disp;
@@ -102,6 +124,9 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
  * free again and RCX is part of the address in @m.
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_misses(struct tr *t);
+/* After each instruction: which base registers it replaced. */
+void cells_after(struct tr *t, const struct insn *i, enum kind k);
 /* op reg, [m] */
 void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m);
 /* The address itself in RCX. */
@@ -112,11 +137,6 @@ void reg_store(struct tr *t, unsigned r, unsigned host);
 
 /* ---- kind.c: what has a translation of its own ---- */
 
-enum kind {
-    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
-    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
-    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
-};
 /* Rows that use a unit. */
 #define CHK_UNITS (CHK_X87 | CHK_X87_NOWAIT | CHK_MMX | CHK_SSE | CHK_AVX)
 enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);

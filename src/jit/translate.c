@@ -38,6 +38,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
     t->units = 0;
+    t->cells = 0;
     t->j->stats.called++;
     bool leave = !t->wide && loads_segment(i);
     if (!last && !leave)
@@ -110,6 +111,7 @@ static bool emit_insn(struct tr *t, bool last)
     }
     flags_written(t, writes);
     slow_back(t);
+    cells_after(t, i, k);
     return false;
 }
 
@@ -170,6 +172,7 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
             emit_goto(&t);
         }
     }
+    emit_misses(&t);
     emit_slow_paths(&t);
     if (!q->region) {
         put_target(from_budget, c->p);
