@@ -205,6 +205,7 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     b->heat = 0;
     b->code = NULL;
     b->links = NULL;
+    b->users = NULL;
     b->hash_next = *head;
     b->page_next = page->blocks;
     *head = b;
@@ -216,6 +217,14 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     ip->stats.insns += n;
     log_at(block, "block %llx at pa %llx: %u instructions, %u bytes", (unsigned long long)f->la,
            (unsigned long long)f->pa, n, at);
+    return b;
+}
+
+struct block *block_known(struct interp *ip, u64 host, u32 mode)
+{
+    struct block *b = *bucket(ip, host, mode);
+    while (b && (b->host != host || b->mode != mode))
+        b = b->hash_next;
     return b;
 }
 
@@ -235,9 +244,7 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
             return block_single(v);
     }
     u64 host = (u64)(uintptr_t)f.host;
-    struct block *b = *bucket(ip, host, mode);
-    while (b && (b->host != host || b->mode != mode))
-        b = b->hash_next;
+    struct block *b = block_known(ip, host, mode);
     if (!b) {
         if (!translated) /* the TLB does not know the physical address */
             fetch_translate(v, la, &f);
@@ -327,7 +334,7 @@ static void block_unlink(struct vcpu *v, struct block *b)
     if (*p)
         *p = b->hash_next;
     b->mode = 0;
-    if (b->code)
+    if (b->code || b->users)
         ip->block_died(v, b);
 }
 

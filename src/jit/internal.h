@@ -70,10 +70,35 @@ struct link {
 /* block.links: heads of the two lists, numbers of links; 0 ends. */
 struct block_links {
     u32 in, out;
-    bool flags_dead; /* the block writes every flag before it looks at any: links may skip saving them */
+    u32 n; /* instructions that the translation's entry counts */
 };
 
 #define LINK_MAX (1u << 18)
+
+/* What is translated together (path.c): blocks of one page, by offset from the first. */
+#define PATH_MAX_INSNS 160u
+#define PATH_MAX_BLOCKS 24u
+struct path {
+    unsigned n, nblocks;
+    const struct insn *insn[PATH_MAX_INSNS];
+    s16 off[PATH_MAX_INSNS];
+    struct block *block[PATH_MAX_BLOCKS];
+    s16 at[PATH_MAX_BLOCKS];
+    bool near; /* of the last block */
+};
+void path_find(struct vcpu *v, struct block *head, struct path *p);
+static inline bool in_page(const struct block *b, s64 delta)
+{
+    s64 at = (s64)(b->host & ~PAGE_MASK) + delta;
+    return at >= 0 && at < (s64)PAGE_SIZE;
+}
+
+/* block.users: a translation of @head, made of this block too, if it is still the one that has @links. */
+struct block_user {
+    struct block *head;
+    const struct block_links *links;
+    struct block_user *next;
+};
 
 /* Part of a block, for lock-step. */
 #define PARTS (1u << 16)
@@ -107,7 +132,9 @@ struct jit {
 struct translation_request {
     struct vcpu *v;
     struct jit *j;
-    struct block *b;
+    struct block *b;    /* the instructions, perhaps of several blocks (path.c), */
+    struct block *head; /* of which this is the first */
+    const s16 *off;     /* where each instruction is; NULL: one block */
     unsigned first, count;
     bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
     bool stop;   /* the slow path of the last instruction is JIT_EXIT_STOP in front of it */

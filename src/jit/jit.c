@@ -216,9 +216,8 @@ static void link_set(struct jit *j, u32 n, struct block *to)
     j->stats.links++;
 }
 
-static void block_died(struct vcpu *v, struct block *b)
+static void translation_drop(struct jit *j, struct block *b)
 {
-    struct jit *j = v->jit;
     struct block_links *bl = b->links;
     for (u32 n = bl->in; n; n = j->link[n].next_in)
         if (j->link[n].to == b)
@@ -226,8 +225,20 @@ static void block_died(struct vcpu *v, struct block *b)
     for (u32 n = bl->out; n; n = j->link[n].next_out)
         j->link[n].from = NULL; /* still in the list of its target, where it no longer counts */
     b->code = NULL;
+    b->heat = 0;
     j->pending = 0;
     j->stats.died++;
+}
+
+static void block_died(struct vcpu *v, struct block *b)
+{
+    struct jit *j = v->jit;
+    if (b->code)
+        translation_drop(j, b);
+    for (const struct block_user *u = b->users; u; u = u->next)
+        if (u->head->code && u->head->links == u->links)
+            translation_drop(j, u->head);
+    b->users = NULL;
     /* Translated code that is running might be on its way into this block. */
     cpu_attention(v, ATT_BLOCK);
 }
@@ -253,6 +264,7 @@ static void cache_flush(struct vcpu *v)
         for (struct block *b = ip->hash[n]; b; b = b->hash_next) {
             b->code = NULL;
             b->links = NULL;
+            b->users = NULL;
             b->heat = 0;
         }
     cache_empty(v->jit);
@@ -270,23 +282,66 @@ static bool mode_ok(const struct vcpu *v)
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
 
+/* Room of the arena: its offset. */
+static size_t arena_take(struct jit *j, size_t size)
+{
+    size_t at = j->used;
+    j->used = (at + size + 63) & ~(size_t)63;
+    return at;
+}
+
+/* The instructions of @p one behind the other, as a block that is found by nobody. */
+static struct block *path_block(struct jit *j, const struct block *head, const struct path *p)
+{
+    struct block *b = (struct block *)(void *)(j->rw + arena_take(j, sizeof(*b) + p->n * sizeof(struct insn)));
+    *b = (struct block){.host = head->host, .mode = head->mode, .n = (u16)p->n, .near = p->near};
+    for (unsigned n = 0; n < p->n; n++)
+        b->insn[n] = *p->insn[n];
+    return b;
+}
+
+#define PATH_BYTES (sizeof(struct block) + PATH_MAX_INSNS * (sizeof(struct insn) + 2) + PATH_MAX_BLOCKS * 64 + 256)
+
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    if (j->used + BLOCK_CODE_MAX + sizeof(struct block_links) > j->size || j->links + 2 * BLOCK_MAX > LINK_MAX)
+    if (j->used + BLOCK_CODE_MAX + PATH_BYTES > j->size || j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
         cache_flush(v);
-    *links = (struct block_links *)(void *)(j->rw + j->used);
-    **links = (struct block_links){0};
-    size_t start = j->used + 64;
-    struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX - 64, false};
-    struct translation_request q = {.v = v, .j = j, .b = b, .first = 0, .count = b->n};
-    if (!translate(&q, &c, *links))
-        return NULL;
-    size_t end = (size_t)(c.p - j->rw);
-    j->stats.translated++;
-    j->stats.bytes += end - start;
-    j->used = (end + 63) & ~(size_t)63;
-    return j->rx + start;
+    size_t before = j->used;
+    u32 links_before = j->links;
+    struct path p;
+    path_find(v, b, &p);
+    for (;;) {
+        *links = (struct block_links *)(void *)(j->rw + arena_take(j, sizeof(**links)));
+        **links = (struct block_links){.n = p.n};
+        struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = 0, .count = p.n};
+        if (p.nblocks > 1) {
+            q.b = path_block(j, b, &p);
+            s16 *off = (s16 *)(void *)(j->rw + arena_take(j, sizeof(p.off)));
+            memcpy(off, p.off, p.n * sizeof(*off));
+            q.off = off;
+        }
+        struct code_buf c = {j->rw + j->used, j->rw + j->used + BLOCK_CODE_MAX, false};
+        u8 *code = j->rx + j->used;
+        if (translate(&q, &c, *links)) {
+            size_t size = (size_t)(c.p - (j->rw + j->used));
+            arena_take(j, size);
+            j->stats.translated++;
+            j->stats.bytes += size;
+            for (unsigned n = 1; n < p.nblocks; n++) {
+                struct block_user *u = (struct block_user *)(void *)(j->rw + arena_take(j, sizeof(*u)));
+                *u = (struct block_user){b, *links, p.block[n]->users};
+                p.block[n]->users = u;
+            }
+            return code;
+        }
+        j->used = before;
+        j->links = links_before;
+        if (p.nblocks == 1)
+            return NULL;
+        p.n = b->n; /* too much: the block alone */
+        p.nblocks = 1;
+    }
 }
 
 static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
@@ -314,7 +369,7 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
         link_set(j, j->pending, b);
         j->pending = 0;
     }
-    if (v->budget_end - v->icount < b->n)
+    if (v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
         return HOT_COLD;
     if (j->patched) {
         j->serialise();
@@ -366,7 +421,7 @@ static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, uns
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
-    struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true, .stop = stop};
+    struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = first, .count = count, .region = true, .stop = stop};
     if (!translate(&q, &c, &links))
         return NULL;
     size_t end = (size_t)(c.p - j->rw);

@@ -128,6 +128,23 @@ static bool steps(const struct insn *i, enum kind k)
            (row->opcode == 0xff && ext < 2) || row->opcode == 0x01 || row->opcode == 0x03;
 }
 
+/* Loops: the base registers that keep their pages from one round to the next. */
+void cells_of_loop(struct tr *t, unsigned end)
+{
+    const struct insn *last = &t->b->insn[end - 1];
+    const s16 *off = t->q->off;
+    s64 next = (off ? off[end - 1] : (s64)t->b->bytes - last->len) + last->len;
+    enum kind k = kind_of(t->j, t->wide, last);
+    if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
+        return;
+    t->steady = 0xffff;
+    for (unsigned n = 0; n < end; n++) {
+        const struct insn *i = &t->b->insn[n];
+        if (!steps(i, kind_of(t->j, t->wide, i)))
+            t->steady &= ~gprs_written(i);
+    }
+}
+
 void cells_after(struct tr *t, const struct insn *i, enum kind k)
 {
     if (k == K_CALL)

@@ -49,6 +49,16 @@ struct miss {
     bool write, address; /* @address: RAX is to hold the address at @back */
 };
 
+/* A conditional branch leaves the path. */
+struct side_exit {
+    u8 *from;
+    s64 delta;       /* to where, from the start */
+    u8 idx;
+    bool save_flags; /* they are in EFLAGS only */
+    bool fip_valid;
+    s32 fip;
+};
+
 struct tr {
     struct code_buf *c;
     const struct translation_request *q;
@@ -62,12 +72,15 @@ struct tr {
     enum flag_state flags;
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
-    u8 live_after[BLOCK_MAX]; /* packed FL_ARITH */
-    struct slow slow[BLOCK_MAX];
+    u8 live_after[PATH_MAX_INSNS]; /* packed FL_ARITH */
+    struct slow slow[PATH_MAX_INSNS];
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
-    struct miss miss[2 * BLOCK_MAX];
+    const u8 *entry;   /* where a loop goes on */
+    struct side_exit exit[PATH_MAX_BLOCKS];
+    unsigned nexit;
+    struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
     u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
     u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
@@ -125,6 +138,7 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
 void emit_misses(struct tr *t);
+void cells_of_loop(struct tr *t, unsigned end);
 /* After each instruction: which base registers it replaced. */
 void cells_after(struct tr *t, const struct insn *i, enum kind k);
 /* op reg, [m] */
@@ -188,7 +202,9 @@ static inline void stack_move(struct tr *t, s32 by)
 void rip_add(struct tr *t, s64 delta);
 /* To @delta bytes from the start of the block, in the same page. */
 void emit_link(struct tr *t, s64 delta);
-bool same_page(const struct tr *t, s64 delta);
+/* A branch inside a path, to the instruction that follows there. */
+void emit_along(struct tr *t, const struct insn *i, enum kind k);
+void emit_side_exits(struct tr *t);
 /* RCX = the address @delta bytes from the start of the block. */
 void rip_to_rcx(struct tr *t, s64 delta);
 /* A branch whose slow path leaves translated code with what the body said. */

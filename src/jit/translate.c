@@ -69,7 +69,12 @@ static bool emit_insn(struct tr *t, bool last)
     t->live &= ~writes; /* what a check before the write must not lose */
     t->cur = NULL;
     t->j->stats.insns++;
-    if (k == K_CALL || (k >= K_JCC && k <= K_RET)) {
+    bool branch = k >= K_JCC && k <= K_RET;
+    if (branch && t->q->off && t->idx + 1 < t->q->count) {
+        emit_along(t, i, k);
+        return false;
+    }
+    if (k == K_CALL || branch) {
         fip_flush(t, t->fip_valid, t->fip);
         t->fip_valid = false;
     }
@@ -119,6 +124,7 @@ static bool emit_insn(struct tr *t, bool last)
 static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
+           k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
            k == K_DIVIDE || insn_row(i)->checks & CHK_UNITS;
 }
 
@@ -142,6 +148,7 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     t.wide = q->v->code_mode == CODE_64;
     unsigned end = q->first + q->count;
     u8 *from_budget = NULL, *from_attention = NULL;
+    t.entry = c->p;
     if (!q->region) {
         put_alu_imm_mem(c, true, 5, H_RSP, F_AT(left), (s32)b->n);
         from_budget = put_jcc(c, CC_S);
@@ -151,9 +158,13 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
     liveness(&t, end);
+    if (!q->region)
+        cells_of_loop(&t, end);
     bool ended = false;
     for (t.idx = q->first; t.idx < end && !ended; t.idx++) {
         t.i = &b->insn[t.idx];
+        if (q->off)
+            t.off = q->off[t.idx];
         ended = emit_insn(&t, t.idx == end - 1 && !q->region);
         t.off += t.i->len;
     }
@@ -165,13 +176,14 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
         if (q->region) {
             rip_add(&t, t.off);
             emit_exit(&t, JIT_EXIT_STOP);
-        } else if (same_page(&t, t.off)) {
+        } else if (in_page(b, t.off)) {
             emit_link(&t, t.off);
         } else {
             rip_to_rcx(&t, t.off);
             emit_goto(&t);
         }
     }
+    emit_side_exits(&t);
     emit_misses(&t);
     emit_slow_paths(&t);
     if (!q->region) {
