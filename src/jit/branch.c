@@ -8,6 +8,15 @@ void rip_add(struct tr *t, s64 delta)
         put_alu_imm_mem(t->c, t->wide, 0, H_RSP, F_AT(rip), (s32)delta);
 }
 
+/* Budget and attention. */
+void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention)
+{
+    put_alu_imm_mem(t->c, true, 5, H_RSP, F_AT(left), (s32)t->b->n);
+    *from_budget = put_jcc(t->c, CC_S);
+    put_alu_imm_mem(t->c, false, 7, H_RBP, V_AT(attention), 0);
+    *from_attention = put_jcc(t->c, CC_NE);
+}
+
 /*
  * To @delta bytes from the block's start, in the same page: a link. A chain needs no other check than
  * the budget and attention at the entry of the next block: the page that holds both is mapped and
@@ -17,7 +26,13 @@ void rip_add(struct tr *t, s64 delta)
 void emit_link(struct tr *t, s64 delta)
 {
     if (delta == 0 && !t->q->region) {
-        put_jmp_to(t->c, t->entry);
+        if (t->body && t->nagain + 2 <= ARRAY_SIZE(t->again)) {
+            put_entry(t, &t->again[t->nagain], &t->again[t->nagain + 1]);
+            t->nagain += 2;
+            put_jmp_to(t->c, t->body);
+        } else {
+            put_jmp_to(t->c, t->entry);
+        }
         return;
     }
     rip_add(t, delta);

@@ -2,11 +2,24 @@
 #include "cpu/isa/encode.h"
 #include "jit/tr.h"
 
+u32 units_ahead(const struct tr *t, unsigned idx)
+{
+    u32 need = 0;
+    for (const struct insn *i = &t->b->insn[idx]; idx < t->q->first + t->q->count; idx++, i++) {
+        if (kind_of(t->j, t->wide, i) == K_CALL)
+            break;
+        need |= jit_units_of(insn_row(i));
+    }
+    return need;
+}
+
 void units_want(struct tr *t, u32 need)
 {
     struct code_buf *c = t->c;
     if (!(need & ~t->units))
         return;
+    if (!t->q->region) /* one check for all that follow */
+        need |= units_ahead(t, t->idx);
     flags_keep(t);
     flags_disturb(t);
     put_rm(c, false, 0x8b, H_RAX, H_RSP, F_AT(units));

@@ -137,10 +137,13 @@ void cells_of_loop(struct tr *t, unsigned end)
     enum kind k = kind_of(t->j, t->wide, last);
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
         return;
+    t->loops = true;
     t->steady = 0xffff;
     for (unsigned n = 0; n < end; n++) {
         const struct insn *i = &t->b->insn[n];
-        if (!steps(i, kind_of(t->j, t->wide, i)))
+        enum kind way = kind_of(t->j, t->wide, i);
+        t->calls |= way == K_CALL;
+        if (!steps(i, way))
             t->steady &= ~gprs_written(i);
     }
 }
@@ -151,6 +154,27 @@ void cells_after(struct tr *t, const struct insn *i, enum kind k)
         t->cells = 0;
     else if (!steps(i, k))
         t->cells &= ~gprs_written(i);
+}
+
+/* Whether the next accesses off @base, before it is loaded anew, are of the same kind. */
+static bool used_again(const struct tr *t, unsigned base, bool write)
+{
+    const struct insn *i = t->i;
+    for (unsigned n = t->idx; n < t->q->first + t->q->count; n++, i++) {
+        const struct insn_row *row = insn_row(i);
+        enum kind k = kind_of(t->j, t->wide, i);
+        if (n > t->idx && (i->flags & INSN_MEM) && i->base == base && k != K_LEA && k != K_NOP) {
+            for (unsigned o = 0; o < row->nopnd; o++) {
+                unsigned kind = row->opnd[o].kind;
+                if ((kind == OPND_GPR_RM || kind == OPND_MEM || kind == OPND_VEC_RM || kind == OPND_MMX_RM) &&
+                    !(row->opnd[o].access & 2) == !write)
+                    return true;
+            }
+        }
+        if (k == K_CALL || (!steps(i, k) && gprs_written(i) & BIT(base)))
+            return false;
+    }
+    return false;
 }
 
 /* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
@@ -210,8 +234,12 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
         tlb_ask(t, size, write);
         flags_disturb(t);
         slow_if(t, CC_NE);
-        cell_fill(t, cell);
-        t->cells |= BIT(base);
+        if (used_again(t, base, write)) {
+            cell_fill(t, cell);
+            t->cells |= BIT(base);
+        } else {
+            put_rm(c, true, 0x8b, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
+        }
         if (!add) {
             ea_lea(t, H_RAX, e, 0);
             put_rr(c, true, 0x03, H_RCX, H_RAX);

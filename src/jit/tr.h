@@ -77,7 +77,11 @@ struct tr {
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
-    const u8 *entry;   /* where a loop goes on */
+    const u8 *entry;   /* where a loop goes on, */
+    const u8 *body;    /* or here, when the units are known to be loaded; NULL: not so */
+    u8 *again[16];     /* jumps there that do not, for budget or attention */
+    unsigned nagain;
+    bool loops, calls; /* its last branch leads to its start; it has bodies in it */
     struct side_exit exit[PATH_MAX_BLOCKS];
     unsigned nexit;
     struct miss miss[2 * PATH_MAX_INSNS];
@@ -157,6 +161,8 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
 
 /* ---- emit_vec.c ---- */
 
+/* The units of the instructions from @idx on, as far as the next body. */
+u32 units_ahead(const struct tr *t, unsigned idx);
 /* The units @need (enum unit) are in the host's registers from here on; or the slow path is taken. */
 void units_want(struct tr *t, u32 need);
 /* FIP and FDP of an instruction that has run: FDP at once, FIP when fip_flush() says. */
@@ -198,6 +204,8 @@ static inline void stack_move(struct tr *t, s32 by)
 
 /* ---- branch.c ---- */
 
+/* Budget and attention at the entry: jumps to where the translation is left. */
+void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention);
 /* frame.rip += delta; flags are disturbed. */
 void rip_add(struct tr *t, s64 delta);
 /* To @delta bytes from the start of the block, in the same page. */

@@ -70,6 +70,10 @@ static bool emit_insn(struct tr *t, bool last)
     t->cur = NULL;
     t->j->stats.insns++;
     bool branch = k >= K_JCC && k <= K_RET;
+    if (t->idx == 0 && t->loops && !t->calls && !branch) {
+        units_want(t, units_ahead(t, 0));
+        t->body = t->c->p;
+    }
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
         return false;
@@ -150,10 +154,7 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = c->p;
     if (!q->region) {
-        put_alu_imm_mem(c, true, 5, H_RSP, F_AT(left), (s32)b->n);
-        from_budget = put_jcc(c, CC_S);
-        put_alu_imm_mem(c, false, 7, H_RBP, V_AT(attention), 0);
-        from_attention = put_jcc(c, CC_NE);
+        put_entry(&t, &from_budget, &from_attention);
     }
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
@@ -189,6 +190,8 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
     if (!q->region) {
         put_target(from_budget, c->p);
         put_target(from_attention, c->p);
+        for (unsigned n = 0; n < t.nagain; n++)
+            put_target(t.again[n], c->p);
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
     }
