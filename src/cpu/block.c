@@ -228,12 +228,40 @@ struct block *block_known(struct interp *ip, u64 host, u32 mode)
     return b;
 }
 
+/* Few bytes, mostly: a call costs more than the comparison. */
+static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
+{
+    while (n && *a == *b)
+        a++, b++, n--;
+    return !n;
+}
+
+/* The instruction at @la if it crosses into the next page, is known, and the TLB says that its bytes are what they were. */
+static struct block *cross_find(struct vcpu *v, gva_t la, u32 mode)
+{
+    const struct cross *c = &v->interp->cross[hash64(la, CROSS_BITS)];
+    unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
+    if (c->la != la || !c->block || c->block->mode != mode || c->block->bytes <= first || v->code_mode != CODE_64)
+        return NULL;
+    const struct tlb_entry *e = tlb_slot(v, la), *next = tlb_slot(v, la + first);
+    if (e->tag_exec != (la & PAGE_MASK) || next->tag_exec != la + first ||
+        !same_bytes(c->bytes, (const u8 *)(uintptr_t)(la + e->addend), first) ||
+        !same_bytes(c->bytes + first, (const u8 *)(uintptr_t)(la + first + next->addend), c->block->bytes - first))
+        return NULL;
+    return c->block;
+}
+
 struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
 {
     struct interp *ip = v->interp;
     struct fetch f = {.la = la};
     bool translated = false;
     ip->stats.lookups++;
+    if ((la & ~PAGE_MASK) > PAGE_SIZE - 15) {
+        struct block *b = cross_find(v, la, mode);
+        if (b)
+            return b;
+    }
     const struct tlb_entry *e = tlb_slot(v, la);
     if (e->tag_exec == (la & PAGE_MASK)) {
         f.host = (u8 *)(uintptr_t)(la + e->addend);
@@ -318,7 +346,9 @@ struct block *block_single(struct vcpu *v)
     }
     c->la = la;
     memcpy(c->bytes, bytes, sizeof(bytes));
-    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = false};
+    const struct insn_row *row = insn_row(&i);
+    bool near = !(row->checks & CHK_END) || near_branch(&i, row);
+    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = near};
     c->block->insn[0] = i;
     return c->block;
 }
