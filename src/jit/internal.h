@@ -112,7 +112,9 @@ struct part {
 
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
-    size_t size, used, base; /* base: behind the stubs */
+    size_t size;
+    size_t used, base;   /* of code; base: behind the stubs */
+    size_t cold, middle; /* of what seldom runs, and tables; from the middle on */
     u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
@@ -139,8 +141,8 @@ struct translation_request {
     bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
     bool stop;   /* the slow path of the last instruction is JIT_EXIT_STOP in front of it */
 };
-/* Translates into @c (of the writable mapping). False: buffer full. */
-bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links);
+/* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
+bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */

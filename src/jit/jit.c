@@ -142,6 +142,7 @@ static void make_stubs(struct jit *j)
     put_return(&c);
 
     j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
+    j->cold = j->middle = j->size / 8 * 3;
 }
 
 /* ---- called by translated code ---- */
@@ -246,6 +247,7 @@ static void block_died(struct vcpu *v, struct block *b)
 static void cache_empty(struct jit *j)
 {
     j->used = j->base;
+    j->cold = j->middle;
     j->links = 1;
     j->pending = 0;
     j->patched = true;
@@ -282,11 +284,11 @@ static bool mode_ok(const struct vcpu *v)
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
 
-/* Room of the arena: its offset. */
+/* Room in the cold part of the arena: its offset. Code lies closer together without what seldom runs. */
 static size_t arena_take(struct jit *j, size_t size)
 {
-    size_t at = j->used;
-    j->used = (at + size + 63) & ~(size_t)63;
+    size_t at = j->cold;
+    j->cold = (at + size + 15) & ~(size_t)15;
     return at;
 }
 
@@ -305,9 +307,10 @@ static struct block *path_block(struct jit *j, const struct block *head, const s
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    if (j->used + BLOCK_CODE_MAX + PATH_BYTES > j->size || j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
+    if (j->used + BLOCK_CODE_MAX > j->middle || j->cold + BLOCK_CODE_MAX + PATH_BYTES > j->size ||
+        j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
         cache_flush(v);
-    size_t before = j->used;
+    size_t before = j->cold;
     u32 links_before = j->links;
     struct path p;
     path_find(v, b, &p);
@@ -322,12 +325,14 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             q.off = off;
         }
         struct code_buf c = {j->rw + j->used, j->rw + j->used + BLOCK_CODE_MAX, false};
+        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + BLOCK_CODE_MAX, false};
         u8 *code = j->rx + j->used;
-        if (translate(&q, &c, *links)) {
-            size_t size = (size_t)(c.p - (j->rw + j->used));
-            arena_take(j, size);
+        if (translate(&q, &c, &cold, *links)) {
+            size_t size = (size_t)(c.p - (j->rw + j->used)), rest = (size_t)(cold.p - (j->rw + j->cold));
+            j->used = (j->used + size + 31) & ~(size_t)31;
+            arena_take(j, rest);
             j->stats.translated++;
-            j->stats.bytes += size;
+            j->stats.bytes += size + rest;
             for (unsigned n = 1; n < p.nblocks; n++) {
                 struct block_user *u = (struct block_user *)(void *)(j->rw + arena_take(j, sizeof(*u)));
                 *u = (struct block_user){b, *links, p.block[n]->users};
@@ -335,7 +340,7 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             }
             return code;
         }
-        j->used = before;
+        j->cold = before;
         j->links = links_before;
         if (p.nblocks == 1)
             return NULL;
@@ -416,13 +421,13 @@ static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, uns
     struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
     if (r->b == b && r->first == first && r->count == count && r->stop == stop && b->host)
         return r;
-    if (j->used + BLOCK_CODE_MAX > j->size)
+    if (j->used + BLOCK_CODE_MAX > j->middle)
         cache_empty(j);
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
     struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = first, .count = count, .region = true, .stop = stop};
-    if (!translate(&q, &c, &links))
+    if (!translate(&q, &c, NULL, &links))
         return NULL;
     size_t end = (size_t)(c.p - j->rw);
     j->used = (end + 63) & ~(size_t)63;

@@ -145,9 +145,10 @@ static void liveness(struct tr *t, unsigned end)
     }
 }
 
-bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links)
+bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
 {
     struct block *b = q->b;
+    struct code_buf *c = hot;
     struct tr t = {.c = c, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
     t.wide = q->v->code_mode == CODE_64;
     unsigned end = q->first + q->count;
@@ -184,6 +185,8 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
             emit_goto(&t);
         }
     }
+    if (cold)
+        t.c = c = cold;
     emit_side_exits(&t);
     emit_misses(&t);
     emit_slow_paths(&t);
@@ -195,5 +198,5 @@ bool translate(const struct translation_request *q, struct code_buf *c, struct b
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
     }
-    return !c->full;
+    return !c->full && !hot->full;
 }
