@@ -307,7 +307,7 @@ static struct block *path_block(struct jit *j, const struct block *head, const s
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    if (j->used + BLOCK_CODE_MAX > j->middle || j->cold + BLOCK_CODE_MAX + PATH_BYTES > j->size ||
+    if (j->used + BLOCK_CODE_MAX > j->middle || j->cold + 2 * BLOCK_CODE_MAX + PATH_BYTES > j->size ||
         j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
         cache_flush(v);
     size_t before = j->cold;
@@ -325,7 +325,7 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             q.off = off;
         }
         struct code_buf c = {j->rw + j->used, j->rw + j->used + BLOCK_CODE_MAX, false};
-        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + BLOCK_CODE_MAX, false};
+        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + 2 * BLOCK_CODE_MAX, false};
         u8 *code = j->rx + j->used;
         if (translate(&q, &c, &cold, *links)) {
             size_t size = (size_t)(c.p - (j->rw + j->used)), rest = (size_t)(cold.p - (j->rw + j->cold));
