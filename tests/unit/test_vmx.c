@@ -168,11 +168,51 @@ static void ept_violation_advanced_information(void **state)
     }
 }
 
+/* A model without a part of VT-x reports its absence in the capability MSRs, and has no fields for it. */
+static void lesser_models(void **state)
+{
+    static const enum vmx_word words[] = {WORD_PIN, WORD_PRI, WORD_SEC, WORD_EXIT, WORD_ENTRY, WORD_VMFUNC};
+    static const u32 msrs[] = {0x48d, 0x48e, 0x48b, 0x48f, 0x490, 0x491};
+    unsigned tested = 0;
+    for (unsigned f = FEAT_VMX_TPR_SHADOW; f <= FEAT_VMX_MBEC; f++, tested++) {
+        const struct cpu_model *m;
+        struct error err;
+        struct vmx_caps full, less;
+        char text[64];
+        struct vcpu *v = calloc(1, sizeof(*v));
+        assert_int_equal(cpu_model_parse("intel", &m, v->features, NULL, &err), 0);
+        vmx_caps_init(&full, v);
+        snprintf(text, sizeof(text), "intel,-%s", cpu_feature_info[f].name);
+        assert_int_equal(cpu_model_parse(text, &m, v->features, NULL, &err), 0);
+        vmx_caps_init(&less, v);
+        bool differs = full.ept_vpid != less.ept_vpid;
+        assert_int_equal(less.ept_vpid & ~full.ept_vpid, 0);
+        for (unsigned n = 0; n < CTL_COUNT; n++) {
+            if (vmx_controls[n].feature != f)
+                continue;
+            u64 value = 0;
+            differs = true;
+            assert_true(vmx_offers(&full, n) && !vmx_offers(&less, n));
+            for (unsigned w = 0; w < ARRAY_SIZE(words); w++)
+                if (words[w] == vmx_controls[n].word && vmx_caps_msr(&less, msrs[w], &value))
+                    assert_int_equal((msrs[w] == 0x491 ? value : value >> 32) >> vmx_controls[n].bit & 1, 0);
+            for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+                if (vmcs_fields[s].control == n)
+                    assert_false(vmcs_exists(&less, s));
+        }
+        if (!differs)
+            fail_msg("without %s nothing is missing", cpu_feature_info[f].name);
+        free(v);
+    }
+    assert_int_equal(tested, 22);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup_vmx, teardown_vmx)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(ept_violation_advanced_information),
+        cmocka_unit_test(lesser_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
