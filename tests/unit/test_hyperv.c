@@ -137,7 +137,6 @@ static void synthetic_interrupts(void **state)
     assert_int_equal(rdmsr(g, 0x40000081), 1);
     assert_int_equal(rdmsr(g, 0x4000009f), BIT64(16));
     assert_false(cpu_wrmsr(g->v, 0x40000092, 15));
-    assert_false(cpu_wrmsr(g->v, 0x40000092, BIT64(17) | 0x60)); /* automatic EOI: absent */
     wrmsr(g, 0x40000092, 0x60);
     wrmsr(g, 0x40000083, MESSAGES | 1);
     wrmsr(g, 0x40000080, 1);
@@ -187,6 +186,31 @@ static void synthetic_interrupts(void **state)
     clock_run(&g->clock);
     assert_int_equal(interrupts.count, 4);
     assert_false(cpu_wrmsr(g->v, 0x400000b0, BIT64(40)));
+}
+
+/* An interrupt of a source with automatic EOI ends when it is taken; others wait for the guest's EOI. */
+static unsigned eois;
+static int acked_vector(void *intc) { return 0x60; }
+static void count_eoi(void *intc, u32 offset, u64 value, unsigned size) { eois += offset == 0xb0; }
+static void automatic_eoi(void **state)
+{
+    struct guest *g = *state;
+    static struct intc_ops intc;
+    intc = fake_intc;
+    intc.id = fake_id;
+    intc.ack = acked_vector;
+    intc.mmio_write = count_eoi;
+    vcpu_attach_intc(g->v, &intc, g);
+    hyperv_wrap_intc(g->v);
+    static const struct { u64 sint; bool ends; } rows[] = {
+        {BIT64(17) | 0x60, true}, {0x60, false}, {BIT64(17) | BIT64(16) | 0x60, false}, {BIT64(17) | 0x61, false},
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        wrmsr(g, 0x40000093, rows[n].sint);
+        eois = 0;
+        assert_int_equal(g->v->intc_ops->ack(g->v->intc), 0x60);
+        assert_int_equal(eois, rows[n].ends);
+    }
 }
 
 /* ---- hypercalls ---- */
@@ -528,7 +552,7 @@ static void direct_flush(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(discovery), T(hypercall_page), T(reference_time), T(synthetic_interrupts), T(hypercalls), T(hypercall_32), T(flush_targets),
+        T(discovery), T(hypercall_page), T(reference_time), T(synthetic_interrupts), T(automatic_eoi), T(hypercalls), T(hypercall_32), T(flush_targets),
         T(entry_and_exit), T(clean_fields), T(refused_pages), T(sanitized_controls), T(vmclear), T(direct_flush),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
