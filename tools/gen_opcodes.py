@@ -32,7 +32,7 @@ CHECKS = {  # table name -> enum insn_check names
     'umip': ['UMIP'], 'aligned': ['ALIGN16'], 'align': ['ALIGN16', 'ALIGN_MM'], 'vmxon': ['VMXON'],
     'svme': ['SVME'], 'v86_ud': ['V86_UD'], 'end': ['END'], 'fwait': ['FWAIT'], 'x87nw': ['X87_NOWAIT'],
     'tsd': ['TSD'], 'pce': ['PCE'], 'cpl0ud': ['CPL0_UD'], 'osxsave': ['OSXSAVE'], 'ts': ['TS'],
-    'nocompat': ['NOCOMPAT'], 'fsgsbase': ['FSGSBASE'],
+    'nocompat': ['NOCOMPAT'], 'fsgsbase': ['FSGSBASE'], 'enabled': ['ENABLED'],
 }
 FLAGS = {'C': 0, 'P': 2, 'A': 4, 'Z': 6, 'S': 7, 'T': 8, 'I': 9, 'D': 10, 'O': 11, 'L': 12, 'N': 14, 'R': 16,
          'M': 17, 'K': 18, 'F': 19, 'Q': 20, 'J': 21}
@@ -687,6 +687,8 @@ SIMD = ('X87', 'MMX', 'SSE', 'AVX', 'AVX512', 'X87_NOWAIT')
 def prologue(row, mem):
     """Statements for the row's checks, in the order #UD, #NM and #MF, #GP, then the intercept."""
     out = []
+    if 'ENABLED' in row.checks:
+        out.append(f'check_enabled(v, INTERCEPT_{row.intercept});')
     for name, call in UD_CHECKS:
         if name in row.checks:
             out.append(call + ';')

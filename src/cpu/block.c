@@ -1,5 +1,6 @@
 /* The cache of decoded blocks: see block.h. */
 #include "cpu/block.h"
+#include "cpu/virt.h"
 #include "cpu/cet.h"
 #include "cpu/cpu.h"
 #include "cpu/models.h"
@@ -108,6 +109,10 @@ static void fetch_translate(struct vcpu *v, gva_t la, struct fetch *f)
         cpu_gp0(v);
     if (!mmu_translate(v, la, access, &t, &w))
         cpu_raise_walk(v, la, access, &w);
+    if (unlikely(v->guest_mode && (t.pa & PAGE_MASK) == v->virt_apic_page)) {
+        u64 value; /* VMX: a fetch from the APIC-access page is an access of its own kind; it exits */
+        v->virt->apic_access(v, (u32)(t.pa & ~PAGE_MASK), false, 1, &value, access, la);
+    }
     *f = (struct fetch){.la = la, .pa = t.pa, .host = t.host};
 }
 

@@ -5,6 +5,7 @@
  */
 #pragma once
 #include "cpu/mem.h"
+#include "cpu/virt.h"
 
 void check_simd_failed(struct vcpu *v, u32 checks);
 void check_fwait_failed(struct vcpu *v);
@@ -14,6 +15,11 @@ void check_align_failed(struct vcpu *v, const struct insn *i) __attribute__((nor
 #define MXCSR_MM BIT(17)
 
 /* ---- #UD ---- */
+static alwaysinline void check_enabled(struct vcpu *v, enum intercept what)
+{
+    if (unlikely(v->guest_mode) && v->virt->enabled && !v->virt->enabled(v, what))
+        cpu_ud(v);
+}
 static alwaysinline void check_prot(struct vcpu *v)
 {
     if (unlikely(v->mode < MODE_PROT16))

@@ -10,7 +10,7 @@ enum { SYNIC_SCONTROL = 0x40000080, SYNIC_SVERSION, SYNIC_SIEFP, SYNIC_SIMP, SYN
 #define ENABLE BIT64(0)
 #define SINT_MASKED BIT64(16)
 #define SINT_AUTO_EOI BIT64(17)
-#define SINT_BITS (BIT64(18) | SINT_MASKED | 0xff) /* polling, masked, vector */
+#define SINT_BITS (BIT64(18) | SINT_AUTO_EOI | SINT_MASKED | 0xff) /* polling, automatic EOI, masked, vector */
 
 #define TIMER_ENABLE BIT64(0)
 #define TIMER_PERIODIC BIT64(1)
@@ -113,6 +113,14 @@ static void end_of_message(struct hyperv_vp *vp)
             vp->timer[n].message_waits = !post(&vp->timer[n]);
 }
 
+bool hv_synic_auto_eoi(const struct hyperv_vp *vp, u8 vector)
+{
+    for (unsigned n = 0; n < HV_SINTS; n++)
+        if ((vp->sint[n] & (SINT_AUTO_EOI | SINT_MASKED | 0xff)) == (SINT_AUTO_EOI | vector))
+            return true;
+    return false;
+}
+
 bool hv_synic_rdmsr(struct hyperv_vp *vp, u32 msr, u64 *value)
 {
     switch (msr) {
@@ -152,9 +160,8 @@ bool hv_synic_wrmsr(struct hyperv_vp *vp, u32 msr, u64 value)
     default: break;
     }
     if (msr - SYNIC_SINT0 < HV_SINTS) {
-        /* Vectors below 16 are the processor's, unless the source is masked. Automatic EOI is recommended
-         * against (leaf 40000004H), and absent. */
-        if (value & SINT_AUTO_EOI || (!(value & SINT_MASKED) && (u8)value < 16))
+        /* Vectors below 16 are the processor's, unless the source is masked. */
+        if (!(value & SINT_MASKED) && (u8)value < 16)
             return false;
         vp->sint[msr - SYNIC_SINT0] = value & SINT_BITS;
         return true;

@@ -31,6 +31,9 @@ struct hyperv_vp {
     u64 scontrol, siefp, simp, sint[HV_SINTS];
     struct hv_timer timer[HV_TIMERS];
     u64 hypercalls, flushes;
+    /* The interrupt controller behind this one's place in front of it (hv_intc.c). */
+    const struct intc_ops *intc_ops;
+    void *intc;
 };
 
 /* @msi: where synthetic interrupts go; it may be filled in later. NULL without memory. */
@@ -68,7 +71,12 @@ bool hyperv_is_flush(const struct vcpu *v);
 /* Performs it for a guest's guest: every translation of every processor goes. */
 void hyperv_flush_for_guest(struct vcpu *v);
 
+/* ---- hv_intc.c: automatic EOI ---- */
+/* Once @v has its interrupt controller: from then on acknowledging a source with automatic EOI ends it too. */
+void hyperv_wrap_intc(struct vcpu *v);
+
 /* ---- hv_synic.c ---- */
+bool hv_synic_auto_eoi(const struct hyperv_vp *vp, u8 vector);
 bool hv_synic_rdmsr(struct hyperv_vp *vp, u32 msr, u64 *value);
 bool hv_synic_wrmsr(struct hyperv_vp *vp, u32 msr, u64 value);
 void hv_synic_init(struct hyperv_vp *vp, struct clock *clock);

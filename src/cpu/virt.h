@@ -36,6 +36,8 @@ struct virt_ops {
     const char *name; /* "VMX" or "SVM" */
 
     /* ---- instructions. Called after the checks whose faults have priority over the exit (SDM 26.1.1) ---- */
+    /* Instructions that do not exist for the guest unless its hypervisor says so (CHK_ENABLED); may be NULL: all do. */
+    bool (*enabled)(const struct vcpu *v, enum intercept what);
     /* A row with an intercept column. May rewrite nothing; exits or returns. */
     void (*insn)(struct vcpu *v, enum intercept what, const struct insn *i);
     void (*io)(struct vcpu *v, const struct io_access *io, const struct insn *i);

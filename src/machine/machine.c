@@ -231,6 +231,8 @@ static int build(struct nestor *m, struct error *err)
     m->board = (struct board){.clock = &m->clock, .pio = m->pio, .pm = m->pm, .dma = {.pm = m->pm}, .tsc_hz = TSC_HZ};
     if (add_cpus(m, err) || machine_add_devices(m, err))
         return -1;
+    for (unsigned i = 0; m->hyperv && i < m->ncpus; i++)
+        hyperv_wrap_intc(m->cpu[i]);
     if (c->threads && machine_threads_new(m, err))
         return -1;
     return machine_reset(m, err);

@@ -228,7 +228,14 @@ static void start_preemption_timer(struct vcpu *v)
     if (!pin_ctl(x, PIN_PREEMPTION_TIMER))
         return;
     x->timer_end = (cpu_tsc(v) >> VMX_MISC_TIMER_SHIFT) + x->f[VMCS_VMX_PREEMPTION_TIMER_VALUE];
-    timer_arm(&x->timer, cpu_tsc_to_ns(v, x->timer_end << VMX_MISC_TIMER_SHIFT));
+    u64 deadline = cpu_tsc_to_ns(v, x->timer_end << VMX_MISC_TIMER_SHIFT);
+    timer_arm(&x->timer, deadline);
+    /* Timers fire between slices; where instructions are time, this slice ends when the timer does. */
+    if (v->clock->kind == CLOCK_ICOUNT) {
+        u64 now = clock_now(v->clock), left = deadline > now ? deadline - now : 1;
+        if (v->budget_end - v->icount > left)
+            v->budget_end = v->icount + left;
+    }
 }
 
 /* Event Injection. Faults met on the way are ordinary exceptions of the guest. */

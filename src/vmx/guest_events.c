@@ -255,6 +255,7 @@ void vmx_hook_slat_fault(struct vcpu *v, gva_t la, u32 access, const struct walk
 /* ---- the table of hooks ---- */
 const struct virt_ops vmx_virt_ops = {
     .name = "VMX",
+    .enabled = vmx_hook_enabled,
     .insn = vmx_hook_insn,
     .io = vmx_hook_io,
     .msr = vmx_hook_msr,

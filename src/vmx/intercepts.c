@@ -119,12 +119,19 @@ static u64 qualification(struct vcpu *v, u8 reason, const struct insn *i)
     }
 }
 
+/* "Enable RDTSCP", "enable INVPCID", ...: while 0 the instruction causes #UD, with priority over any other
+ * exception it may incur (SDM "Changes to Instruction Behavior in VMX Non-Root Operation"). */
+bool vmx_hook_enabled(const struct vcpu *v, enum intercept what)
+{
+    return !rules[what].enable || sec_ctl(v->vmx, rules[what].enable - 1u);
+}
+
 void vmx_hook_insn(struct vcpu *v, enum intercept what, const struct insn *i)
 {
     struct vmx *x = v->vmx;
     const struct insn_rule *r = &rules[what];
     bool exits = false;
-    if (r->enable && !sec_ctl(x, r->enable - 1u))
+    if (!vmx_hook_enabled(v, what)) /* VMFUNC */
         cpu_ud(v);
     if (r->vmx && (!cpu_protected(v) || (cpu_lma(v) && !cpu_long64(v))))
         cpu_ud(v);

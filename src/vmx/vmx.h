@@ -337,6 +337,7 @@ u64 vmx_displacement(const struct vcpu *v, const struct insn *i);
 
 /* ---- intercepts.c, guest_events.c, vapic.c: the hooks of vmx_virt_ops ---- */
 extern const struct virt_ops vmx_virt_ops;
+bool vmx_hook_enabled(const struct vcpu *v, enum intercept what);
 void vmx_hook_insn(struct vcpu *v, enum intercept what, const struct insn *i);
 void vmx_hook_io(struct vcpu *v, const struct io_access *io, const struct insn *i);
 void vmx_hook_msr(struct vcpu *v, u32 msr, bool write, u64 value, const struct insn *i);

@@ -6,7 +6,7 @@
 
 #include "cpu/hyperv.h"
 #include "cpu/msr.h"
-#include "vmx/vmx.h"
+#include "vmx_guest.h"
 
 #define EVMCS 0x100000u
 #define ASSIST 0x101000u
@@ -16,9 +16,7 @@
 #define PARTITION_ASSIST 0x105000u
 #define INPUT 0x106000u
 #define ZERO_PAGE 0x107000u
-#define VMCS 0x108000u
-#define GUEST_CODE 0x20000u
-#define GUEST_STACK 0x30000u
+#define VMCS_AT 0x108000u
 enum { CLEAN_FIELDS = 0x338, ENLIGHTENMENTS = 0x344, ASSIST_POINTER = 0x358 };
 
 struct sent {
@@ -139,7 +137,6 @@ static void synthetic_interrupts(void **state)
     assert_int_equal(rdmsr(g, 0x40000081), 1);
     assert_int_equal(rdmsr(g, 0x4000009f), BIT64(16));
     assert_false(cpu_wrmsr(g->v, 0x40000092, 15));
-    assert_false(cpu_wrmsr(g->v, 0x40000092, BIT64(17) | 0x60)); /* automatic EOI: absent */
     wrmsr(g, 0x40000092, 0x60);
     wrmsr(g, 0x40000083, MESSAGES | 1);
     wrmsr(g, 0x40000080, 1);
@@ -189,6 +186,31 @@ static void synthetic_interrupts(void **state)
     clock_run(&g->clock);
     assert_int_equal(interrupts.count, 4);
     assert_false(cpu_wrmsr(g->v, 0x400000b0, BIT64(40)));
+}
+
+/* An interrupt of a source with automatic EOI ends when it is taken; others wait for the guest's EOI. */
+static unsigned eois;
+static int acked_vector(void *intc) { return 0x60; }
+static void count_eoi(void *intc, u32 offset, u64 value, unsigned size) { eois += offset == 0xb0; }
+static void automatic_eoi(void **state)
+{
+    struct guest *g = *state;
+    static struct intc_ops intc;
+    intc = fake_intc;
+    intc.id = fake_id;
+    intc.ack = acked_vector;
+    intc.mmio_write = count_eoi;
+    vcpu_attach_intc(g->v, &intc, g);
+    hyperv_wrap_intc(g->v);
+    static const struct { u64 sint; bool ends; } rows[] = {
+        {BIT64(17) | 0x60, true}, {0x60, false}, {BIT64(17) | BIT64(16) | 0x60, false}, {BIT64(17) | 0x61, false},
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        wrmsr(g, 0x40000093, rows[n].sint);
+        eois = 0;
+        assert_int_equal(g->v->intc_ops->ack(g->v->intc), 0x60);
+        assert_int_equal(eois, rows[n].ends);
+    }
 }
 
 /* ---- hypercalls ---- */
@@ -336,62 +358,10 @@ static void make_evmcs(struct guest *g)
 {
     struct vcpu *v = g->v;
     to_long(g);
-    v->cr4 |= CR4_VMXE;
-    v->in_vmx_operation = true;
+    enter_vmx_operation(g);
     enable_assist(g);
     put(g, EVMCS, 1, 4);
-    const struct vmx_caps *k = &v->vmx->evmcs_caps;
-    ev_put(g, VMCS_PIN_BASED_VM_EXEC_CONTROL, k->allowed0[WORD_PIN]);
-    ev_put(g, VMCS_CPU_BASED_VM_EXEC_CONTROL, k->allowed0[WORD_PRI] | BIT(PRI_HLT_EXITING));
-    ev_put(g, VMCS_VM_EXIT_CONTROLS, k->allowed0[WORD_EXIT] | BIT(EXIT_HOST_ADDRESS_SPACE_SIZE));
-    ev_put(g, VMCS_VM_ENTRY_CONTROLS, k->allowed0[WORD_ENTRY] | BIT(ENTRY_IA32E_GUEST));
-    ev_put(g, VMCS_VMCS_LINK_POINTER, ~0ull);
-    for (unsigned n = 0; n < SEG_COUNT; n++) {
-        ev_put(g, VMCS_GUEST_ES_SELECTOR + n, v->seg[n].sel);
-        ev_put(g, VMCS_GUEST_ES_BASE + n, v->seg[n].base);
-        ev_put(g, VMCS_GUEST_ES_LIMIT + n, v->seg[n].limit);
-        ev_put(g, VMCS_GUEST_ES_AR_BYTES + n, v->seg[n].ar);
-    }
-    static const enum vmcs_slot host[] = {VMCS_HOST_ES_SELECTOR, VMCS_HOST_SS_SELECTOR, VMCS_HOST_DS_SELECTOR, VMCS_HOST_FS_SELECTOR,
-                                          VMCS_HOST_GS_SELECTOR};
-    for (unsigned n = 0; n < ARRAY_SIZE(host); n++)
-        ev_put(g, host[n], DS0);
-    ev_put(g, VMCS_HOST_CS_SELECTOR, CS0_64);
-    ev_put(g, VMCS_HOST_TR_SELECTOR, TSS64_SEL);
-    ev_put(g, VMCS_HOST_TR_BASE, TSS);
-    static const struct { enum vmcs_slot guest, host; } pairs[] = {
-        {VMCS_GUEST_CR0, VMCS_HOST_CR0}, {VMCS_GUEST_CR3, VMCS_HOST_CR3}, {VMCS_GUEST_CR4, VMCS_HOST_CR4},
-        {VMCS_GUEST_GDTR_BASE, VMCS_HOST_GDTR_BASE}, {VMCS_GUEST_IDTR_BASE, VMCS_HOST_IDTR_BASE}};
-    const u64 values[] = {v->cr0, v->cr3, v->cr4, v->gdtr.base, v->idtr.base};
-    for (unsigned n = 0; n < ARRAY_SIZE(pairs); n++) {
-        ev_put(g, pairs[n].guest, values[n]);
-        ev_put(g, pairs[n].host, values[n]);
-    }
-    ev_put(g, VMCS_GUEST_GDTR_LIMIT, v->gdtr.limit);
-    ev_put(g, VMCS_GUEST_IDTR_LIMIT, v->idtr.limit);
-    ev_put(g, VMCS_GUEST_DR7, DR7_FIXED);
-    ev_put(g, VMCS_GUEST_RFLAGS, FL_FIXED);
-    ev_put(g, VMCS_GUEST_RIP, GUEST_CODE);
-    ev_put(g, VMCS_GUEST_RSP, GUEST_STACK);
-    ev_put(g, VMCS_HOST_RIP, CODE + 0x100);
-    ev_put(g, VMCS_HOST_RSP, STACK);
-    CODE_AT(g, CODE + 0x100, 0xf4);
-    CODE_AT(g, GUEST_CODE, 0xf4);
-}
-
-/* VMLAUNCH, or VMRESUME; after a VMfail the HLT behind it runs, after a VM exit the one at the host's RIP. */
-static bool enter(struct guest *g, bool launch)
-{
-    struct vcpu *v = g->v;
-    CODE_AT(g, CODE, 0x0f, 0x01, launch ? 0xc2 : 0xc3, 0xf4);
-    v->rip = CODE;
-    v->activity = ACTIVITY_ACTIVE;
-    assert_int_equal(run(g, 1000), RUN_HALTED);
-    assert_false(v->guest_mode);
-    if (v->rip == CODE + 0x101)
-        return true;
-    assert_int_equal(v->rip, CODE + 4);
-    return false;
+    fill_guest(g, &v->vmx->evmcs_caps, ev_put);
 }
 
 static void entry_and_exit(void **state)
@@ -532,7 +502,7 @@ static void sanitized_controls(void **state)
         if (vmx_offers(&x->caps, n) && words[vmx_controls[n].word].slot)
             assert_true(rdmsr(g, words[vmx_controls[n].word].msr) >> 32 >> vmx_controls[n].bit & 1);
     /* Nor is an ordinary VMCS judged by what an enlightened one could say. */
-    vmcs_load(g->v, VMCS, false);
+    vmcs_load(g->v, VMCS_AT, false);
     struct vmx_snapshot s;
     vmx_take_snapshot(g->v, &s);
     assert_ptr_equal(s.caps, &x->caps);
@@ -590,7 +560,7 @@ static void direct_flush(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(discovery), T(hypercall_page), T(reference_time), T(synthetic_interrupts), T(hypercalls), T(hypercall_32), T(flush_targets),
+        T(discovery), T(hypercall_page), T(reference_time), T(synthetic_interrupts), T(automatic_eoi), T(hypercalls), T(hypercall_32), T(flush_targets),
         T(entry_and_exit), T(clean_fields), T(refused_pages), T(sanitized_controls), T(vmclear), T(direct_flush),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -123,6 +123,7 @@ enum insn_check {
     CHK_TS = 1 << 25,       /* #NM if CR0.TS */
     CHK_NOCOMPAT = 1 << 26, /* #UD in compatibility mode */
     CHK_FSGSBASE = 1 << 27, /* #UD unless CR4.FSGSBASE */
+    CHK_ENABLED = 1 << 28,  /* guest mode: #UD, before any other fault, unless the hypervisor enables it */
 };
 
 /* One operand as the row describes it; kind letters are the SDM's (vol. 2 Appendix A.2). */
