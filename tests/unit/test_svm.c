@@ -3,6 +3,7 @@
 #include "protected_guest.h"
 
 #include "cpu/msr.h"
+#include "devices/bus.h"
 #include "svm/svm.h"
 
 #define VMCB 0x100000u
@@ -144,6 +145,105 @@ static void instruction_exits(void **state)
             fail_msg("row %u: exit %llx information %llx rip %llx", n, (unsigned long long)code,
                      (unsigned long long)vmcb_get(g, VMCB_EXITINFO1), (unsigned long long)vmcb_get(g, VMCB_RIP));
     }
+}
+
+/* Write traps come behind the instruction, with the new value; a write that faults has none. */
+static void write_traps(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    static const struct { u8 len, code[12]; u16 exit; u64 info1; } rows[] = {
+        {3, {0x0f, 0x22, 0xd8}, SVM_EXIT_CR3_WRITE_TRAP, PML4},                          /* mov cr3, rax */
+        {2, {0x0f, 0x06}, SVM_EXIT_CR0_WRITE_TRAP, CR0_PE | CR0_ET | CR0_NE | CR0_PG},     /* clts */
+        {3, {0x0f, 0x22, 0xe1}, SVM_EXIT_CR4_WRITE_TRAP, CR4_PAE | CR4_PGE},               /* mov cr4, rcx */
+        {4, {0x44, 0x0f, 0x22, 0xc2}, SVM_EXIT_CR8_WRITE_TRAP, 7},                         /* mov cr8, rdx */
+        {12, {0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0c, 0x01, 0x90, 0x0f, 0x30}, SVM_EXIT_EFER_WRITE_TRAP,
+         EFER_SCE | EFER_LME | EFER_LMA | EFER_SVME},                                       /* read EFER, write it */
+    };
+    make_guest(g, true);
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        intercept(g, rows[n].exit);
+        poke(g, GUEST_CODE, rows[n].code, rows[n].len);
+        vmcb_put(g, VMCB_RIP, GUEST_CODE);
+        vmcb_put(g, VMCB_RAX, PML4);
+        vmcb_put(g, VMCB_CR0, v->cr0 | CR0_TS);
+        v->gpr[RCX] = CR4_PAE | CR4_PGE;
+        v->gpr[RDX] = 7;
+        u64 code = vmrun(g);
+        if (code != rows[n].exit || vmcb_get(g, VMCB_EXITINFO1) != rows[n].info1 || vmcb_get(g, VMCB_RIP) != GUEST_CODE + rows[n].len)
+            fail_msg("row %u: exit %llx information %llx rip %llx", n, (unsigned long long)code,
+                     (unsigned long long)vmcb_get(g, VMCB_EXITINFO1), (unsigned long long)vmcb_get(g, VMCB_RIP));
+        v->gpr[RDX] = 0;
+    }
+    assert_true(vmcb_get(g, VMCB_CR4) == (CR4_PAE | CR4_PGE));
+    /* CR4.PAE cannot be cleared in long mode. */
+    intercept(g, SVM_EXIT_EXCP0 + VEC_GP);
+    poke(g, GUEST_CODE, rows[2].code, rows[2].len);
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    v->gpr[RCX] = CR4_PGE;
+    assert_int_equal(vmrun(g), SVM_EXIT_EXCP0 + VEC_GP);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE);
+}
+
+static u64 next_random(u64 *state) { return *state = *state * 6364136223846793005u + 1442695040888963407u, *state ^ *state >> 29; }
+
+/*
+ * VMCBs with anything in them, from a good one with a few fields changed to noise: VMRUN refuses them or runs
+ * something, and the host lives. What the guest is makes no difference here; the sanitizers watch.
+ */
+static void random_vmcbs(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    u64 seed = 1, ran = 0, refusals = 0;
+    make_guest(g, true);
+    u8 good[4096], ram[0x1000];
+    physmap_read(g->pm, VMCB, good, sizeof(good));
+    physmap_read(g->pm, CODE, ram, sizeof(ram));
+    v->pio = pio_bus_new();
+    const struct vcpu before = *v;
+    for (unsigned turn = 0; turn < 3000; turn++) {
+        physmap_write(g->pm, VMCB, good, sizeof(good));
+        physmap_write(g->pm, CODE, ram, sizeof(ram));
+        for (unsigned n = next_random(&seed) % 12; n--;) {
+            unsigned field = (unsigned)(next_random(&seed) % VMCB_FIELD_COUNT);
+            if (vmcb_fields[field].bytes > 8)
+                continue;
+            u64 value = next_random(&seed), old = vmcb_get(g, field);
+            static const u64 masks[] = {~0ull, 0xffff, 0xff, 0x80000fffull};
+            vmcb_put(g, field, next_random(&seed) % 3 ? old ^ BIT64(value % (vmcb_fields[field].bytes * 8u)) : value & masks[value >> 62]);
+        }
+        for (unsigned n = 0; n < 32; n++)
+            put(g, GUEST_CODE + n, next_random(&seed) >> 8, 1);
+        v->cr0 = before.cr0, v->cr3 = before.cr3, v->cr4 = before.cr4, v->efer = before.efer;
+        memcpy(v->seg, before.seg, sizeof(v->seg));
+        v->gdtr = before.gdtr, v->idtr = before.idtr;
+        v->gpr[RAX] = VMCB;
+        v->gpr[RSP] = STACK;
+        v->rip = CODE;
+        v->activity = ACTIVITY_ACTIVE;
+        v->gif = true;
+        cpu_put_rflags(v, FL_FIXED);
+        cpu_mode_changed(v);
+        write_tables(g);
+        to_long(g);
+        u64 entries = v->svm->stats.entries, failures = v->svm->stats.entry_failures;
+        run(g, 60);
+        ran += v->svm->stats.entries - entries;
+        refusals += v->svm->stats.entry_failures - failures;
+        if (v->guest_mode) { /* as if by an exit that is always due: the next turn begins in the host */
+            v->guest_mode = false;
+            v->virt = NULL;
+            mmu_set_guest(v, &(const struct slat){.kind = SLAT_NONE}, 0);
+        }
+        atomic_store(&v->requests, 0);
+        v->delivering.valid = false;
+        v->shadow = 0;
+        v->pending_dbg = 0;
+    }
+    pio_bus_free(v->pio);
+    if (ran < 500 || refusals < 200)
+        fail_msg("%llu ran, %llu were refused", (unsigned long long)ran, (unsigned long long)refusals);
 }
 
 static void refused(void **state)
@@ -475,7 +575,7 @@ static int free_svm(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(registers), T(instruction_exits), T(refused), T(refused_by_rows), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
+        T(registers), T(instruction_exits), T(write_traps), T(random_vmcbs), T(refused), T(refused_by_rows), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
         T(nested_paging), T(clean_bits), T(more_state), T(single_step), T(last_branches), T(spec_ctrl), T(debug_registers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
