@@ -55,9 +55,6 @@ static const u8 feature_source[FEAT_COUNT] = {
     [FEAT_DTES64] = ABSENT,
     [FEAT_PDCM] = ABSENT,
     [FEAT_WAITPKG] = ABSENT,
-    [FEAT_CET_SS] = ABSENT,
-    [FEAT_CET_IBT] = ABSENT,
-    [FEAT_LAM] = ABSENT,
     [FEAT_MISALIGNSSE] = ABSENT,
     [FEAT_SKINIT] = ABSENT,
     [FEAT_PERFCTR_CORE] = ABSENT,
@@ -124,6 +121,9 @@ static const struct dependency {
     {FEAT_PKU, FEAT_LM},
     {FEAT_PKU, FEAT_XSAVE},
     {FEAT_PKS, FEAT_LM},
+    {FEAT_CET_SS, FEAT_XSAVES}, /* how systems switch its state */
+    {FEAT_CET_IBT, FEAT_CET_SS},
+    {FEAT_LAM, FEAT_LM},
     {FEAT_PSE36, FEAT_PSE},
     {FEAT_NX, FEAT_PAE},
     {FEAT_X2APIC, FEAT_APIC},
@@ -223,7 +223,7 @@ bool cpu_feature_available(enum cpu_feature f, const char **why)
         FEAT_MOVDIRI, FEAT_MOVDIR64B, FEAT_SPEC_CTRL, FEAT_STIBP, FEAT_ARCH_CAPABILITIES, FEAT_SSBD
 
 static const u16 intel_features[] = {INTEL_FEATURES, FEAT_NONE};
-static const u16 max_features[] = {INTEL_FEATURES, FEAT_PKS, FEAT_NONE};
+static const u16 max_features[] = {INTEL_FEATURES, FEAT_PKS, FEAT_CET_SS, FEAT_CET_IBT, FEAT_LAM, FEAT_NONE};
 static const u16 amd_features[] = {
     COMMON_FEATURES, FEAT_MMXEXT, FEAT_FXSR_OPT, FEAT_CMP_LEGACY, FEAT_CR8_LEGACY, FEAT_SSE4A, FEAT_OSVW,
     FEAT_TOPOEXT, FEAT_CLZERO, FEAT_XSAVEERPTR, FEAT_AMD_IBPB, FEAT_AMD_IBRS, FEAT_AMD_STIBP, FEAT_AMD_SSB_NO, FEAT_BTC_NO, FEAT_LFENCE_RDTSC,

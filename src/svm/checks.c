@@ -39,6 +39,11 @@ static bool pat_ok(u64 pat)
     return true;
 }
 
+static bool s_cet_ok(snap *s, u64 x)
+{
+    return s->features[FEAT_CET_IBT] ? !(x & BITS64(9, 6)) && (x & BITS64(11, 10)) != BITS64(11, 10) : !(x >> 2);
+}
+
 static bool pdpes_ok(snap *s)
 {
     for (unsigned i = 0; i < 4; i++)

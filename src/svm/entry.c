@@ -3,6 +3,7 @@
  * inject. Nothing of the guest has been loaded when a check says no: the host's state is loaded again,
  * as after every #VMEXIT.
  */
+#include "cpu/exit_profile.h"
 #include "cpu/msr.h"
 #include "svm/svm.h"
 
@@ -18,7 +19,7 @@ void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s)
     const struct svm *x = v->svm;
     *s = (struct svm_snapshot){.f = x->f, .features = v->features, .maxphyaddr = v->maxphyaddr,
                                .cr4_reserved = cpu_cr4_reserved(v), .efer_reserved = cpu_efer_reserved(v),
-                               .host_paging = v->cr0 & CR0_PG};
+                               .host_paging = v->cr0 & CR0_PG, .u_cet = v->u_cet};
     bool pae = F(CR0) & CR0_PG && F(CR4) & CR4_PAE && !(F(EFER) & EFER_LME);
     if (pae && !(F(CR3) >> v->maxphyaddr))
         physmap_read(v->pm, F(CR3) & 0xffffffe0, s->pdpte, sizeof(s->pdpte));
@@ -41,6 +42,7 @@ static void save_host(struct vcpu *v)
         .es = v->seg[SEG_ES], .cs = v->seg[SEG_CS], .ss = v->seg[SEG_SS], .ds = v->seg[SEG_DS],
         .gdtr = v->gdtr, .idtr = v->idtr, .efer = v->efer, .cr0 = v->cr0, .cr3 = v->cr3, .cr4 = v->cr4,
         .rflags = cpu_rflags(v), .rip = v->next_rip, .rsp = v->gpr[RSP], .rax = v->gpr[RAX], .pat = v->pat,
+        .s_cet = v->s_cet, .ssp = v->ssp, .isst = v->int_ssp_table,
     };
 }
 
@@ -84,6 +86,11 @@ static void load_guest(struct vcpu *v)
     }
     if (x->virtual_lbr)
         swap_last_branches(v);
+    if (cpu_has(v, FEAT_CET_SS)) {
+        v->s_cet = F(S_CET);
+        v->ssp = F(SSP);
+        v->int_ssp_table = F(ISST_ADDR);
+    }
 
     v->seg[SEG_ES] = guest_segment(v, VMCB_ES_SELECTOR);
     v->seg[SEG_CS] = guest_segment(v, VMCB_CS_SELECTOR);
@@ -109,20 +116,24 @@ static void load_guest(struct vcpu *v)
 }
 
 /* "Enabling Nested Paging": the tables are read in the paging mode of the host at the time of VMRUN. */
+struct slat svm_slat(u64 n_cr3, u64 host_efer, u64 host_cr0, u64 host_cr4)
+{
+    return (struct slat){
+        .kind = SLAT_NPT, .nx = host_efer & EFER_NXE, .smep = host_cr4 & CR4_SMEP, .pse = host_cr4 & CR4_PSE,
+        .wp = host_cr0 & CR0_WP, .root = n_cr3, .tag = n_cr3,
+        .host_mode = host_efer & EFER_LMA ? (host_cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
+                     : host_cr4 & CR4_PAE ? PAGING_PAE
+                                          : PAGING_32BIT,
+    };
+}
+
 static void apply_slat(struct vcpu *v)
 {
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
     struct slat slat = {.kind = SLAT_NONE};
-    if (x->nested_paging) {
-        slat = (struct slat){
-            .kind = SLAT_NPT, .nx = h->efer & EFER_NXE, .smep = h->cr4 & CR4_SMEP, .pse = h->cr4 & CR4_PSE,
-            .wp = h->cr0 & CR0_WP, .root = F(N_CR3), .tag = F(N_CR3),
-            .host_mode = h->efer & EFER_LMA ? (h->cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
-                         : h->cr4 & CR4_PAE ? PAGING_PAE
-                                            : PAGING_32BIT,
-        };
-    }
+    if (x->nested_paging)
+        slat = svm_slat(F(N_CR3), h->efer, h->cr0, h->cr4);
     u32 asid = (u32)F(GUEST_ASID);
     mmu_set_guest(v, &slat, asid);
     /* "TLB Control" */
@@ -184,6 +195,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         note_failure(v, failed);
         x->stats.entry_failures++;
         x->stats.exits[SVM_SLOT_INVALID]++;
+        if (unlikely(v->exits != NULL))
+            exit_profile_exit(v, SVM_SLOT_INVALID, vmcb, false, true);
         vmcb_write(v, vmcb, VMCB_EXITCODE, SVM_EXIT_INVALID);
         vmcb_write(v, vmcb, VMCB_EXITINFO1, 0);
         vmcb_write(v, vmcb, VMCB_EXITINFO2, 0);
@@ -208,10 +221,12 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     cpu_flags_changed(v);
     x->write_trap = 0;
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
-    x->pause_last = v->icount;
+    x->pause_last = cpu_retired(v);
 
     x->last_failure = NULL;
     x->stats.entries++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_entry(v, vmcb);
     log_at(vmentry, "cpu%u VMRUN vmcb=0x%llx rip=0x%llx inject=0x%llx", v->index, (unsigned long long)vmcb,
            (unsigned long long)v->rip, (unsigned long long)F(EVENTINJ));
     cpu_attention(v, ATT_VIRT | ATT_IRQ_WINDOW);

@@ -1,4 +1,5 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
+#include "cpu/exit_profile.h"
 #include "cpu/msr.h"
 #include "svm/svm.h"
 
@@ -50,6 +51,9 @@ static void save_guest(struct vcpu *v)
         v->debugctl = x->host.debugctl;
         memcpy(last, x->host.last_branch, sizeof(x->host.last_branch));
     }
+    F(S_CET) = v->s_cet;
+    F(SSP) = v->ssp;
+    F(ISST_ADDR) = v->int_ssp_table;
 }
 
 /* "Nested and intercepted #PF": the bytes at RIP, as far as they can be fetched. */
@@ -98,6 +102,9 @@ void svm_load_host(struct vcpu *v)
     v->efer = h->efer;
     v->dr7 = DR7_FIXED;
     v->pat = h->pat;
+    v->s_cet = h->s_cet;
+    v->ssp = h->ssp;
+    v->int_ssp_table = h->isst;
     v->seg[SEG_ES] = h->es;
     v->seg[SEG_CS] = h->cs;
     v->seg[SEG_SS] = h->ss;
@@ -146,6 +153,8 @@ void svm_exit(struct vcpu *v, const struct svm_exit *e)
     if (e->insn_bytes && cpu_has(v, FEAT_DECODEASSISTS) && !d->valid)
         fetch_bytes(v);
     x->stats.exits[svm_exit_slot(e->code)]++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, svm_exit_slot(e->code), x->vmcb, e->code == SVM_EXIT_VMRUN, false);
     log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx", v->index,
            svm_exit_name(e->code) ? svm_exit_name(e->code) : "?", (unsigned long long)e->info1, (unsigned long long)e->info2,
            (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip);

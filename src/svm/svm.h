@@ -25,7 +25,7 @@ enum vmcb_clean {
     CLEAN_INTERCEPTS, CLEAN_PERM_MAP, CLEAN_ASID, CLEAN_INTR, CLEAN_NPT, CLEAN_CR, CLEAN_DR, CLEAN_DT, CLEAN_SEG, CLEAN_CR2,
     CLEAN_LBR, CLEAN_AVIC, CLEAN_CET, CLEAN_NONE,
 };
-enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_LBR, USE_SPEC, USE_LOAD };
+enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_LBR, USE_SPEC, USE_CET, USE_LOAD };
 
 struct vmcb_field {
     const char *name;
@@ -87,6 +87,7 @@ struct svm_snapshot {
     u8 maxphyaddr;
     u64 cr4_reserved, efer_reserved;
     bool host_paging;   /* CR0.PG of the host */
+    u64 u_cet;          /* guest and host share it */
     u64 pdpte[4];       /* PAE guest without nested paging: from memory at CR3 */
 };
 const struct virt_check *svm_check_table(unsigned *n);
@@ -97,7 +98,7 @@ const struct virt_check *svm_check_first_failure(const struct svm_snapshot *s);
 struct svm_host { /* what VMRUN saves and #VMEXIT restores: the host state-save area, kept here */
     struct segment es, cs, ss, ds;
     struct desc_table gdtr, idtr;
-    u64 efer, cr0, cr3, cr4, rflags, rip, rsp, rax, pat;
+    u64 efer, cr0, cr3, cr4, rflags, rip, rsp, rax, pat, s_cet, ssp, isst;
     u64 spec_ctrl;                /* where SPEC_CTRL is virtualized */
     u64 debugctl, last_branch[4]; /* under LBR virtualization */
 };
@@ -144,6 +145,8 @@ void vmcb_save_more(struct vcpu *v, pa_t vmcb);
 
 /* ---- entry.c, exit.c ---- */
 void svm_enter(struct vcpu *v, pa_t vmcb) __attribute__((noreturn));
+/* Nested paging with the tables at @n_cr3 under that host. */
+struct slat svm_slat(u64 n_cr3, u64 host_efer, u64 host_cr0, u64 host_cr4);
 void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s);
 struct svm_exit {
     u64 code, info1, info2;

@@ -29,7 +29,7 @@ static void valid_snapshot(void)
 {
     memset(f, 0, sizeof(f));
     memset(features, 1, sizeof(features));
-    s = (struct svm_snapshot){.f = f, .features = features, .maxphyaddr = 40, .cr4_reserved = ~0x370fffull,
+    s = (struct svm_snapshot){.f = f, .features = features, .maxphyaddr = 40, .cr4_reserved = ~(0x370fffull | CR4_CET),
                               .efer_reserved = ~0xd01ull & ~EFER_SVME, .host_paging = true};
     F(EFER) = EFER_SVME | EFER_LME | EFER_LMA;
     F(CR0) = CR0_PE | CR0_PG | CR0_ET;
@@ -91,6 +91,9 @@ static void make_last_maps(void)
     W(SVM_VMRUN_INTERCEPT, F(INTERCEPT_MISC2) = 0)                                                            \
     W(SVM_MSRPM, make_last_maps(), F(MSRPM_BASE_PA) += PAGE_SIZE)                                             \
     W(SVM_IOPM, make_last_maps(), F(IOPM_BASE_PA) += PAGE_SIZE)                                               \
+    W(SVM_CET_WP, F(CR4) |= CR4_CET)                                                                          \
+    W(SVM_CET_V86, (F(CR4) |= CR4_CET, F(CR0) |= CR0_WP, F(RFLAGS) |= FL_VM, s.u_cet = 1))                    \
+    W(SVM_S_CET_MBZ, (F(CR4) |= CR4_CET, F(CR0) |= CR0_WP, F(S_CET) = BIT64(6)))                              \
     W(SVM_ASID0, F(GUEST_ASID) = 0)                                                                           \
     W(SVM_INJ_TYPE, inject(1, 0x20))                                                                          \
     W(SVM_INJ_VEC, inject(EVENT_EXCEPTION, VEC_NMI))                                                          \

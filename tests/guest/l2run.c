@@ -1,7 +1,8 @@
 /*
- * l2run [-c CPUS] [-m MiB] KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and
- * nothing else. It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as
- * part of an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
+ * l2run [-c VCPUS] [-m MIB] KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and
+ * nothing else.
+ * It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as part of
+ * an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
  *
  * Interfaces: Linux Documentation/virt/kvm/api.rst; boot protocol: Documentation/arch/x86/boot.rst.
  */
@@ -24,9 +25,6 @@
 #define PARAMS_AT 0x10000
 #define CMDLINE_AT 0x20000
 #define GDT_AT 0x800
-
-static unsigned cpus = 1;
-static size_t ram_size = 256ul << 20;
 
 static void die(const char *what)
 {
@@ -55,7 +53,7 @@ static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static void put64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }
 
 /*
- * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of its processors and KVM's I/O
+ * The least ACPI (ACPI Specification 6.4, chapter 5) that tells Linux of the processors and KVM's I/O
  * APIC: with it the guest uses its local APIC's timer instead of reprogramming the 8254 at every tick.
  * "Hardware-reduced": there is no PM block. Linux then takes the legacy interrupts for absent, so the DSDT
  * tells of the serial port's.
@@ -90,9 +88,9 @@ static const uint8_t dsdt_aml[] = {
     0x47, 0x01, 0xf8, 0x03, 0xf8, 0x03, 0x01, 0x08, 0x89, 0x06, 0x00, 0x03, 0x01, 0x04, 0, 0, 0, 0x79, 0x00,
 };
 
-static void write_acpi(uint8_t *ram)
+static void write_acpi(uint8_t *ram, unsigned cpus)
 {
-    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x500;
+    uint8_t *fadt = ram + ACPI_AT + 0x100, *madt = ram + ACPI_AT + 0x300, *e = madt + 44, *xsdt = ram + ACPI_AT + 0x800;
     static const uint8_t ioapic[12] = {1, 12, 0, 0, 0, 0, 0xc0, 0xfe};
     static const uint8_t irq0[10] = {2, 10, 0, 0, 2};
     memcpy(ram + ACPI_AT + 36, dsdt_aml, sizeof(dsdt_aml));
@@ -103,7 +101,7 @@ static void write_acpi(uint8_t *ram)
     put32(madt + 36, 0xfee00000);
     put32(madt + 40, 1); /* an 8259 pair is there */
     for (unsigned n = 0; n < cpus; n++, e += 8)
-        memcpy(e, (const uint8_t[8]){0, 8, (uint8_t)n, (uint8_t)n, 1}, 8);
+        memcpy(e, (uint8_t[8]){0, 8, (uint8_t)n, (uint8_t)n, 1}, 8);
     memcpy(e, ioapic, 12), e += 12;
     memcpy(e, irq0, 10), e += 10; /* the 8254 is on input 2 */
     put64(xsdt + 36, acpi_table(ram, ACPI_AT + 0x100, "FACP", 6, 276));
@@ -113,12 +111,12 @@ static void write_acpi(uint8_t *ram)
     memcpy(rsdp + 9, "NESTOR", 6);
     rsdp[15] = 2;
     put32(rsdp + 20, 36);
-    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x500, "XSDT", 1, 52));
+    put64(rsdp + 24, acpi_table(ram, ACPI_AT + 0x800, "XSDT", 1, 52));
     rsdp[8] = checksum(rsdp, 20);
     rsdp[32] = checksum(rsdp, 36);
 }
 
-static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
+static void load_linux(uint8_t *ram, size_t ram_size, unsigned cpus, const char *kernel, const char *initrd, const char *cmdline)
 {
     size_t ksize, isize;
     uint8_t *k = read_file(kernel, &ksize), *i = read_file(initrd, &isize), *zp = ram + PARAMS_AT;
@@ -140,7 +138,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
     put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, ram_size - 0x100000), put32(zp + 0x2f4, 1);
     put64(zp + 0x2f8, ACPI_AT), put64(zp + 0x300, 0x20000), put32(zp + 0x308, 2);
-    write_acpi(ram);
+    write_acpi(ram, cpus);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
     put64(ram + GDT_AT + 0x18, 0x00cf93000000ffff);
     free(k);
@@ -209,7 +207,8 @@ static uint8_t uart_read(int vm, struct uart *u, unsigned reg)
     return v;
 }
 
-static void set_cpuid(int kvm, int cpu, unsigned index)
+/* Every processor is a core of one package, without threads and without shared caches. */
+static void set_cpuid(int kvm, int cpu, unsigned id, unsigned cpus)
 {
     struct {
         struct kvm_cpuid2 head;
@@ -219,7 +218,7 @@ static void set_cpuid(int kvm, int cpu, unsigned index)
     c.head.nent = 256;
     if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c))
         die("KVM_GET_SUPPORTED_CPUID");
-    unsigned bits = 0; /* of an APIC ID within the package: every processor is a core of one */
+    unsigned bits = 0; /* of an APIC ID within the package */
     while (1u << bits < cpus)
         bits++;
     for (unsigned i = 0; i < c.head.nent; i++) {
@@ -227,27 +226,33 @@ static void set_cpuid(int kvm, int cpu, unsigned index)
         switch (e->function) {
         case 1:
             e->ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
-            e->ebx = (e->ebx & 0xffff) | cpus << 16 | index << 24;
-            e->edx = (e->edx & ~(1u << 28)) | (cpus > 1) << 28; /* HTT */
+            e->ebx = (e->ebx & 0xffff) | cpus << 16 | id << 24;
+            e->edx = (e->edx & ~(1u << 28)) | (uint32_t)(cpus > 1) << 28; /* HTT */
             break;
-        case 4: e->eax &= 0x3fff; break; /* no cache is shared */
+        case 4:
+            e->eax &= 0x3fff;
+            break;
         case 0xb: case 0x1f:
             e->eax = e->index == 1 ? bits : 0;
             e->ebx = e->index == 1 ? cpus : e->index == 0;
             e->ecx = e->index == 1 ? 0x201 : e->index == 0 ? 0x100 : e->index;
-            e->edx = index;
+            e->edx = id;
             break;
-        case 0x80000008: e->ecx = (e->ecx & ~0xf0ffu) | bits << 12 | (cpus - 1); break;
-        case 0x8000001d: e->eax &= 0x3fff; break;
-        case 0x8000001e: e->eax = index, e->ebx = index, e->ecx = 0; break;
+        case 0x80000008:
+            e->ecx = (e->ecx & ~0xf0ffu) | bits << 12 | (cpus - 1);
+            break;
+        case 0x8000001d:
+            e->eax &= 0x3fff;
+            break;
+        case 0x8000001e:
+            e->eax = e->ebx = id, e->ecx = 0;
+            break;
         }
     }
     if (ioctl(cpu, KVM_SET_CPUID2, &c))
         die("KVM_SET_CPUID2");
 }
 
-/* IA32_MISC_ENABLE as firmware leaves it: without fast strings Linux drops ERMS but keeps FSRM, and its
- * memmove() relies on the two going together. */
 static void set_msrs(int cpu)
 {
     struct {
@@ -303,144 +308,130 @@ static void handle_io(int vm, struct uart *u, struct kvm_run *run)
     }
 }
 
-struct machine {
+/* The virtual machine and what its processors share. */
+static struct {
     int kvm, vm;
-    uint8_t *ram;
-    pthread_mutex_t lock; /* of what follows */
+    unsigned cpus;
     struct uart uart;
+    pthread_mutex_t lock; /* of uart and the counts */
     unsigned long exits, io, mmio;
     struct timespec began;
-};
+} machine = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-struct processor {
-    struct machine *m;
-    unsigned index;
-};
+static int make_cpu(unsigned id)
+{
+    int cpu = ioctl(machine.vm, KVM_CREATE_VCPU, id);
+    if (cpu < 0)
+        die("KVM_CREATE_VCPU");
+    set_cpuid(machine.kvm, cpu, id, machine.cpus);
+    set_msrs(cpu);
+    if (id == 0)
+        set_registers(cpu);
+    return cpu;
+}
 
-/* Ends the process, whoever of the processors gets here first. */
-static void finish(struct machine *m, int status)
+/* Ends the program, whatever the other processors do. */
+static void __attribute__((noreturn)) finish(int status)
 {
     struct timespec now;
-    pthread_mutex_lock(&m->lock);
     clock_gettime(CLOCK_MONOTONIC, &now);
-    double s = (double)(now.tv_sec - m->began.tv_sec) + (double)(now.tv_nsec - m->began.tv_nsec) / 1e9;
-    printf("l2run: the guest ran %.2f s of its host's time; %lu exits to user space (%lu port, %lu memory)\n", s, m->exits, m->io,
-           m->mmio);
+    double s = (double)(now.tv_sec - machine.began.tv_sec) + (double)(now.tv_nsec - machine.began.tv_nsec) / 1e9;
+    printf("l2run: L2 ran %.2f s of L1's time; %lu exits to user space (%lu port, %lu memory)\n", s, machine.exits, machine.io,
+           machine.mmio);
     exit(status);
 }
 
-static void handle_exit(struct machine *m, struct kvm_run *run)
+static void *run_cpu(void *arg)
 {
-    switch (run->exit_reason) {
-    case KVM_EXIT_IO:
-        pthread_mutex_lock(&m->lock);
-        m->io++;
-        handle_io(m->vm, &m->uart, run);
-        pthread_mutex_unlock(&m->lock);
-        break;
-    case KVM_EXIT_MMIO:
-        __atomic_fetch_add(&m->mmio, 1, __ATOMIC_RELAXED);
-        if (!run->mmio.is_write)
-            memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
-        break;
-    case KVM_EXIT_INTR:
-        break;
-    case KVM_EXIT_SHUTDOWN:
-        finish(m, 0);
-        break;
-    case KVM_EXIT_FAIL_ENTRY:
-        fprintf(stderr, "l2run: VM entry failed, hardware reason %#llx\n",
-                (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
-        finish(m, 1);
-        break;
-    default:
-        fprintf(stderr, "l2run: exit reason %u, suberror %u\n", run->exit_reason, run->internal.suberror);
-        finish(m, 1);
-    }
-}
-
-/* One processor, created and run by a thread of its own; the first boots, the others wait for it. */
-static void *run_processor(void *arg)
-{
-    const struct processor *p = arg;
-    struct machine *m = p->m;
-    int cpu = ioctl(m->vm, KVM_CREATE_VCPU, p->index);
-    if (cpu < 0)
-        die("KVM_CREATE_VCPU");
-    int size = ioctl(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    int cpu = (int)(intptr_t)arg, size = ioctl(machine.kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);
     if (size < 0 || run == MAP_FAILED)
         die("KVM_GET_VCPU_MMAP_SIZE");
-    set_cpuid(m->kvm, cpu, p->index);
-    set_msrs(cpu);
-    if (p->index == 0)
-        set_registers(cpu);
     for (;;) {
         if (ioctl(cpu, KVM_RUN, 0)) {
-            if (errno == EINTR || errno == EAGAIN)
-                continue;
-            die("KVM_RUN");
+            if (errno != EINTR && errno != EAGAIN)
+                die("KVM_RUN");
+            continue; /* a signal, or a processor that has got its SIPI */
         }
-        __atomic_fetch_add(&m->exits, 1, __ATOMIC_RELAXED);
-        handle_exit(m, run);
+        pthread_mutex_lock(&machine.lock);
+        machine.exits++;
+        switch (run->exit_reason) {
+        case KVM_EXIT_IO:
+            machine.io++;
+            handle_io(machine.vm, &machine.uart, run);
+            break;
+        case KVM_EXIT_MMIO:
+            machine.mmio++;
+            if (!run->mmio.is_write)
+                memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+            break;
+        case KVM_EXIT_INTR:
+            break;
+        case KVM_EXIT_SHUTDOWN:
+            finish(0);
+            break;
+        case KVM_EXIT_FAIL_ENTRY:
+            fprintf(stderr, "l2run: VM entry failed, hardware reason %#llx\n",
+                    (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+            finish(1);
+            break;
+        default:
+            fprintf(stderr, "l2run: exit reason %u, suberror %u\n", run->exit_reason, run->internal.suberror);
+            finish(1);
+        }
+        pthread_mutex_unlock(&machine.lock);
     }
-    return NULL;
 }
 
-static unsigned long number(const char *text, unsigned long max)
+static void usage(void)
 {
-    char *end;
-    unsigned long n = strtoul(text, &end, 10);
-    if (*end || n < 1 || n > max) {
-        fprintf(stderr, "l2run: expected a number from 1 to %lu instead of %s\n", max, text);
-        exit(2);
-    }
-    return n;
+    fputs("usage: l2run [-c VCPUS] [-m MIB] KERNEL INITRD [CMDLINE]\n", stderr);
+    exit(2);
 }
 
 int main(int argc, char **argv)
 {
-    for (int option; (option = getopt(argc, argv, "+c:m:")) != -1;) {
-        if (option == 'c')
-            cpus = (unsigned)number(optarg, CPUS_MAX);
-        else if (option == 'm')
-            ram_size = number(optarg, 3072) << 20;
+    unsigned cpus = machine.cpus = 1;
+    size_t ram_size = 256ul << 20;
+    for (int o; (o = getopt(argc, argv, "c:m:")) >= 0;) {
+        unsigned long n = strtoul(optarg ? optarg : "", NULL, 0);
+        if (o == 'c' && n >= 1 && n <= CPUS_MAX)
+            cpus = machine.cpus = (unsigned)n;
+        else if (o == 'm' && n >= 32 && n <= 3072)
+            ram_size = n << 20;
         else
-            return 2;
+            usage();
     }
-    argv += optind;
-    argc -= optind;
-    if (argc < 2) {
-        fputs("usage: l2run [-c CPUS] [-m MiB] KERNEL INITRD [CMDLINE]\n", stderr);
-        return 2;
-    }
-    static struct machine m = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    static struct processor processors[CPUS_MAX];
-    clock_gettime(CLOCK_MONOTONIC, &m.began);
-    m.kvm = open("/dev/kvm", O_RDWR);
-    if (m.kvm < 0)
+    if (argc - optind < 2)
+        usage();
+    clock_gettime(CLOCK_MONOTONIC, &machine.began);
+    int kvm = machine.kvm = open("/dev/kvm", O_RDWR);
+    if (kvm < 0)
         die("/dev/kvm");
-    m.vm = ioctl(m.kvm, KVM_CREATE_VM, 0);
-    if (m.vm < 0)
+    int vm = machine.vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    if (vm < 0)
         die("KVM_CREATE_VM");
     uint64_t identity_map = 0xfffbc000;
     struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
-    if (ioctl(m.vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(m.vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
-        ioctl(m.vm, KVM_CREATE_IRQCHIP, 0) || ioctl(m.vm, KVM_CREATE_PIT2, &pit))
+    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
+        ioctl(vm, KVM_CREATE_IRQCHIP, 0) || ioctl(vm, KVM_CREATE_PIT2, &pit))
         die("setting the virtual machine up");
-    m.ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (m.ram == MAP_FAILED)
+    uint8_t *ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ram == MAP_FAILED)
         die("guest memory");
-    load_linux(m.ram, argv[0], argv[1], argc > 2 ? argv[2] : "console=ttyS0 reboot=t panic=-1");
-    struct kvm_userspace_memory_region region = {.memory_size = ram_size, .userspace_addr = (uintptr_t)m.ram};
-    if (ioctl(m.vm, KVM_SET_USER_MEMORY_REGION, &region))
+    load_linux(ram, ram_size, cpus, argv[optind], argv[optind + 1],
+               argc - optind > 2 ? argv[optind + 2] : "console=ttyS0 reboot=t panic=-1");
+    struct kvm_userspace_memory_region region = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
+    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region))
         die("KVM_SET_USER_MEMORY_REGION");
-    for (unsigned n = 0; n < cpus; n++) {
+    int cpu[CPUS_MAX];
+    for (unsigned n = 0; n < cpus; n++)
+        cpu[n] = make_cpu(n);
+    for (unsigned n = 1; n < cpus; n++) {
         pthread_t thread;
-        processors[n] = (struct processor){&m, n};
-        if (n && pthread_create(&thread, NULL, run_processor, &processors[n]))
-            die("pthread_create");
+        if (pthread_create(&thread, NULL, run_cpu, (void *)(intptr_t)cpu[n]))
+            die("a processor's thread");
     }
-    run_processor(&processors[0]);
-    return 1;
+    run_cpu((void *)(intptr_t)cpu[0]);
+    return 1; /* run_cpu() ends the program */
 }
