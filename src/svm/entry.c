@@ -219,6 +219,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (v->dr7 != dr7)
         mmu_watch_changed(v);
     cpu_flags_changed(v);
+    x->write_trap = 0;
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
     x->pause_last = cpu_retired(v);
 

@@ -13,6 +13,7 @@
 static void hook_exception(struct vcpu *v, const struct event *ev)
 {
     struct svm *x = v->svm;
+    x->write_trap = 0;
     /* INT1 dispatches through vector 1 but has an intercept of its own. */
     if (ev->type == EV_PRIV_SOFT_EXC || ev->vector > 31 || !svm_intercepts(x, SVM_EXIT_EXCP0 + ev->vector))
         return;
@@ -144,6 +145,8 @@ static void deliver(struct vcpu *v, unsigned type, u8 vector)
 static void hook_boundary(struct vcpu *v)
 {
     struct svm *x = v->svm;
+    if (unlikely(x->write_trap))
+        svm_write_trap_exit(v);
     if (cpu_trap_pending(v))
         return; /* called again after the trap */
     bool watch = false, awake = v->activity != ACTIVITY_SHUTDOWN && v->activity != ACTIVITY_WAIT_SIPI;

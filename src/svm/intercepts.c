@@ -149,6 +149,30 @@ static bool cr_illegal(const struct vcpu *v, unsigned cr, u64 value)
 /* The selective intercept: bits other than TS and MP change. */
 static bool selective_cr0(const struct vcpu *v, u64 value) { return (value ^ v->cr0) & ~(CR0_TS | CR0_MP | CR0_ET); }
 
+/* The write is done first, and a fault that it meets comes instead of the exit. */
+static void write_trap(struct vcpu *v, unsigned code)
+{
+    if (!svm_intercepts(v->svm, code))
+        return;
+    v->svm->write_trap = (u16)code;
+    cpu_attention(v, ATT_VIRT);
+}
+
+void svm_write_trap_exit(struct vcpu *v)
+{
+    struct svm *x = v->svm;
+    struct svm_exit e = {.code = x->write_trap};
+    switch (x->write_trap) {
+    case SVM_EXIT_EFER_WRITE_TRAP: e.info1 = v->efer; break;
+    case SVM_EXIT_CR0_WRITE_TRAP: e.info1 = v->cr0; break;
+    case SVM_EXIT_CR2_WRITE_TRAP: e.info1 = v->cr2; break;
+    case SVM_EXIT_CR3_WRITE_TRAP: e.info1 = v->cr3; break;
+    case SVM_EXIT_CR4_WRITE_TRAP: e.info1 = v->cr4; break;
+    default: e.info1 = F(INT_CTL) & V_TPR;
+    }
+    svm_exit(v, &e);
+}
+
 bool svm_hook_cr_write(struct vcpu *v, unsigned cr, unsigned gpr, u64 *value, const struct insn *i)
 {
     struct svm *x = v->svm;
@@ -158,6 +182,7 @@ bool svm_hook_cr_write(struct vcpu *v, unsigned cr, unsigned gpr, u64 *value, co
         cr_exit(v, SVM_EXIT_WRITE_CR0 + cr, gpr);
     if (cr == 0 && svm_intercepts(x, SVM_EXIT_CR0_SEL_WRITE) && selective_cr0(v, *value))
         cr_exit(v, SVM_EXIT_CR0_SEL_WRITE, gpr);
+    write_trap(v, SVM_EXIT_CR0_WRITE_TRAP + cr);
     if (cr != 8)
         return false;
     /* "Interrupt Masking in EFLAGS.IF and TPR": V_TPR follows; without V_INTR_MASKING the physical TPR does too. */
@@ -170,6 +195,7 @@ bool svm_hook_clts(struct vcpu *v, const struct insn *i)
 {
     if (svm_intercepts(v->svm, SVM_EXIT_WRITE_CR0))
         svm_exit_insn(v, SVM_EXIT_WRITE_CR0, 0, 0);
+    write_trap(v, SVM_EXIT_CR0_WRITE_TRAP);
     return false; /* CR0_SEL_WRITE does not regard it: only TS changes */
 }
 
@@ -179,6 +205,7 @@ bool svm_hook_lmsw(struct vcpu *v, u16 *source, bool mem, gva_t la, const struct
         svm_exit_insn(v, SVM_EXIT_WRITE_CR0, 0, 0);
     if (svm_intercepts(v->svm, SVM_EXIT_CR0_SEL_WRITE)) /* whatever it writes */
         svm_exit_insn(v, SVM_EXIT_CR0_SEL_WRITE, 0, 0);
+    write_trap(v, SVM_EXIT_CR0_WRITE_TRAP);
     return false;
 }
 
@@ -198,6 +225,7 @@ void svm_hook_dr(struct vcpu *v, unsigned dr, unsigned gpr, bool write, const st
 
 /* ---- what the guest sees of MSRs and time ---- */
 #define MSR_TSC 0x10
+#define MSR_EFER 0xc0000080u
 
 u64 svm_hook_tsc(struct vcpu *v, u64 tsc)
 {
@@ -215,4 +243,9 @@ bool svm_hook_rdmsr(struct vcpu *v, u32 msr, u64 *value)
     return true;
 }
 
-bool svm_hook_wrmsr(struct vcpu *v, u32 msr, u64 value) { return false; }
+bool svm_hook_wrmsr(struct vcpu *v, u32 msr, u64 value)
+{
+    if (msr == MSR_EFER)
+        write_trap(v, SVM_EXIT_EFER_WRITE_TRAP);
+    return false;
+}

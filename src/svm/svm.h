@@ -113,6 +113,7 @@ struct svm {
     /* ---- guest mode ---- */
     u32 intercepts[6];
     bool nested_paging, vgif, vnmi, virtual_vmload, virtual_lbr;
+    u16 write_trap;  /* exit code of a write trap that is due behind the instruction, or 0 */
     u16 pause_count; /* of the pause filter */
     u64 pause_last;  /* instruction count at the latest PAUSE */
 
@@ -171,4 +172,6 @@ void svm_hook_dr(struct vcpu *v, unsigned dr, unsigned gpr, bool write, const st
 bool svm_hook_rdmsr(struct vcpu *v, u32 msr, u64 *value);
 bool svm_hook_wrmsr(struct vcpu *v, u32 msr, u64 value);
 u64 svm_hook_tsc(struct vcpu *v, u64 tsc);
+/* "Control-Register Write Traps" and EFER's: the exit for a write that has been done. */
+void svm_write_trap_exit(struct vcpu *v) __attribute__((noreturn));
 void svm_hook_slat_fault(struct vcpu *v, gva_t la, u32 access, const struct walk *w) __attribute__((noreturn));

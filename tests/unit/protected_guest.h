@@ -78,8 +78,9 @@ static int fake_msr_write(void *intc, u32 msr, u64 value) { return 0; }
 static void fake_init(void *intc) {}
 static u64 fake_page(void *intc) { return ~0ull; }
 static u8 fake_tpr(void *intc) { return 0; }
+static void fake_set_tpr(void *intc, u8 tpr) {}
 static const struct intc_ops fake_intc = {
-    .peek = fake_peek, .ack = fake_ack, .get_tpr = fake_tpr, .rdmsr = fake_msr_read, .wrmsr = fake_msr_write, .init = fake_init,
+    .peek = fake_peek, .ack = fake_ack, .get_tpr = fake_tpr, .set_tpr = fake_set_tpr, .rdmsr = fake_msr_read, .wrmsr = fake_msr_write, .init = fake_init,
     .page = fake_page,
 };
 
