@@ -337,6 +337,7 @@ struct vcpu {
     u8 features[FEAT_COUNT];
     u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
     u64 tsc_hz;
+    u32 svm_asids;      /* CPUID 0x8000000A: how many ASIDs there are */
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
