@@ -265,6 +265,7 @@ struct vcpu {
     u8 simd_ok;   /* bits: 0 x87, 1 MMX, 2 SSE, 3 AVX, 4 AVX-512 may run now (CR0, CR4, XCR0) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
+    bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
