@@ -315,7 +315,6 @@ struct vcpu {
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
     bool in_vmx_operation;
-    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 
@@ -324,7 +323,6 @@ struct vcpu {
     struct interp *interp; /* block cache */
     void *jit;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
-    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
@@ -338,11 +336,15 @@ struct vcpu {
     u8 features[FEAT_COUNT];
     u8 maxphyaddr, linear_width; /* linear_width: 48 or 57, what the CPU supports (not CR4.LA57) */
     u64 tsc_hz;
-    u32 svm_asids;      /* CPUID 0x8000000A: how many ASIDs there are */
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
     const struct insn *insn; /* the one that executes */
+
+    /* ---- seldom looked at: behind what the engines use ---- */
+    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
+    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
+    u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };
 
