@@ -93,7 +93,7 @@ int nestor_gdb(struct nestor *n, const char *address, bool wait, struct nestor_e
  * runs before somebody has connected. Or on @fd, a connected stream socket that becomes the machine's.
  */
 int nestor_monitor(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
-int nestor_monitor_fd(struct nestor *n, int fd, bool wait);
+void nestor_monitor_fd(struct nestor *n, int fd, bool wait);
 /* Names for guest addresses, from the symbol table of an ELF file; may be called for several. */
 int nestor_symbols(struct nestor *n, const char *path, struct nestor_error *err);
 

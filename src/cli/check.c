@@ -120,7 +120,8 @@ static const struct option_row explain_rows[] = {{"json", NULL, "print JSON", se
 const struct command command_vmcs_check = {
     .name = "vmcs-check", .args = "FILE [OPTION...]", .options = vmcs_check_rows, .run = vmcs_check_command,
     .summary = "Finds the VM-entry checks that a dumped VMCS fails. FILE (- for standard input) is a Linux kernel log\n"
-               "with the lines of KVM's dump_vmcs (or of dump_vmcb: AMD-V) in it, or JSON: {\"GUEST_CR0\": \"0x33\", ...}.\n"
+               "with the lines of KVM's dump_vmcs (or of dump_vmcb: AMD-V) in it, or JSON: {\"GUEST_CR0\": \"0x33\", ...},\n"
+               "fields of a VMCS or of a VMCB; the monitor's \"vmcs json\" prints such an object.\n"
                "JSON may also describe the processor: capability MSRs (\"IA32_VMX_TRUE_PINBASED_CTLS\"...), \"MAXPHYADDR\",\n"
                "\"LINEAR_WIDTH\"; without that, a processor with every control the manual names is assumed. Exit status:\n"
                "0 no row fails; 1 rows fail; 2 no dump could be read.",

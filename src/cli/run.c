@@ -220,7 +220,7 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
 #define CAP_OPTIONS                                                                                             \
     {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
-    {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A", set_svm_cap}
+    {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A, and asids=N", set_svm_cap}
 #define ENGINE_OPTION {"engine", "NAME", "jit, interp, or lockstep: both, compared (default jit)", set_engine}
 #define MMU_OPTION {"mmu", "shadow|walk|check", "what answers a TLB miss: shadow page tables, walks, or both, compared (default shadow)", set_mmu}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}

@@ -26,6 +26,7 @@ struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err)
     v->model = cfg->model;
     memcpy(v->features, cfg->features, FEAT_COUNT);
     v->index = (u8)cfg->index;
+    v->svm_asids = cfg->svm_asids ? cfg->svm_asids : 0x8000;
     v->nr_cpus = (u16)(cfg->nr_cpus ? cfg->nr_cpus : 1);
     v->maxphyaddr = (u8)(cfg->maxphyaddr ? cfg->maxphyaddr : cfg->model->maxphyaddr);
     v->linear_width = cpu_has(v, FEAT_LA57) ? 57 : 48;

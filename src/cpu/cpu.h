@@ -15,6 +15,7 @@ struct cpu_config {
     unsigned index;
     unsigned nr_cpus;     /* logical processors of the machine; 0 counts as 1 */
     unsigned maxphyaddr;  /* 0: the model's */
+    u32 svm_asids;        /* 0: 8000H */
     u64 tsc_hz;
     struct physmap *pm;
     struct pio_bus *pio;

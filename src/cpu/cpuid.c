@@ -315,7 +315,7 @@ static void leaf_8000000a(struct vcpu *v, u32 subleaf, u32 out[4])
         return;
     feature_bits(v, 0x8000000a, 0, out);
     out[EAX] = 1;
-    out[EBX] = 0x8000; /* ASIDs */
+    out[EBX] = v->svm_asids;
 }
 
 /* AMD's TLBs for 1-GByte pages. */

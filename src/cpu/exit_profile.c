@@ -38,7 +38,6 @@ static void count(struct exit_profile *p, const struct exit_site *s)
         if (!e->count) {
             *e = *s;
             e->count = 1;
-            p->sites++;
             return;
         }
         if (e->rip == s->rip && e->control == s->control && e->reason == s->reason) {

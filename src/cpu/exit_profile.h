@@ -19,7 +19,7 @@ struct exit_site {
 
 struct exit_profile {
     struct exit_site site[EXIT_SITES]; /* a hash table; count 0: free */
-    u64 sites, lost;                   /* lost: exits for which there was no room */
+    u64 lost;                          /* exits for which there was no room */
     struct {
         u64 control;
         u8 level;

@@ -35,7 +35,12 @@ static noinline enum run_result loop(struct vcpu *v)
             rip += i->len;
             v->next_rip = rip;
             v->insn = i;
+            bool trace = log_on(LOG_insn);
+            if (trace)
+                trace_before(v);
             i->fn(v, i);
+            if (trace)
+                trace_after(v, i, rip - i->len);
             i++;
         } while (likely(!attention(v)) && i != end);
         v->rip = v->next_rip;

@@ -118,12 +118,17 @@ static void debug_watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
     }
 }
 
+static noinline void watch_hits(struct vcpu *v, gva_t la, unsigned size, bool write)
+{
+    watch_hit(v, la, size, write);
+    if (v->debug)
+        debug_watch_hit(v, la, size, write);
+}
+
 static inline void watch(struct vcpu *v, gva_t la, unsigned size, bool write)
 {
-    if (unlikely(v->dr7 & 0xff))
-        watch_hit(v, la, size, write);
-    if (unlikely(v->debug != NULL))
-        debug_watch_hit(v, la, size, write);
+    if (unlikely(v->watching))
+        watch_hits(v, la, size, write);
 }
 
 /* ---- one translated run ---- */
@@ -408,7 +413,7 @@ u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
     if (likely(one_page(m->la, size))) {
         struct translation t;
         translate(v, m->la, access, &t);
-        if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff) && !v->debug))
+        if (likely(t.host && !t.page_flags && !v->watching))
             m->host = t.host;
         m->tracked = t.host;
         m->pa = t.pa;
@@ -483,7 +488,7 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size)
     }
     sys_check(v, la, size);
     value = load_value(v, la, size, ACCESS_READ, mask);
-    if (unlikely(v->debug != NULL))
+    if (unlikely(v->watching) && v->debug)
         debug_watch_hit(v, la, size, false);
     return value;
 }
@@ -500,7 +505,7 @@ void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
     }
     sys_check(v, la, size);
     store_value(v, la, value, size, ACCESS_WRITE, mask);
-    if (unlikely(v->debug != NULL))
+    if (unlikely(v->watching) && v->debug)
         debug_watch_hit(v, la, size, true);
 }
 

@@ -271,6 +271,7 @@ struct vcpu {
     u8 cet;       /* enum cet_state: what of CET is on at this CPL (cet.h) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
+    bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
@@ -336,7 +337,6 @@ struct vcpu {
     struct svm *svm;
     struct hyperv_vp *hyperv; /* Hyper-V's interface (hyperv.h); NULL unless the machine offers it */
     bool in_vmx_operation;
-    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 
@@ -345,7 +345,6 @@ struct vcpu {
     struct interp *interp; /* block cache */
     void *jit;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
-    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
@@ -365,6 +364,11 @@ struct vcpu {
     _Atomic u32 sleeping; /* its thread waits for vcpu_kick(); 0 without threads */
     void (*wake)(struct vcpu *v); /* ends that; async-signal-safe */
     const struct insn *insn; /* the one that executes */
+
+    /* ---- seldom looked at: behind what the engines use ---- */
+    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
+    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
+    u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */
     bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };

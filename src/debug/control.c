@@ -69,19 +69,19 @@ static bool field_set(struct vcpu *v, unsigned n, u64 value)
 
 static void mark(struct debugger *g, struct vcpu *v, u64 control)
 {
-    if (!g->mark[0])
-        g->mark[0] = calloc(field_count(v), sizeof(u64));
-    if (!g->mark[0])
+    if (!g->mark)
+        g->mark = calloc(field_count(v), sizeof(u64));
+    if (!g->mark)
         panic("out of memory for a mark");
     for (unsigned n = 0; n < field_count(v); n++)
-        g->mark[0][n] = field_exists(v, n) ? field_get(v, control, n) : 0;
+        g->mark[n] = field_exists(v, n) ? field_get(v, control, n) : 0;
     g->mark_control = control;
 }
 
 static void diff(struct debugger *g, struct vcpu *v, u64 control, FILE *out)
 {
     unsigned changed = 0;
-    if (!g->mark[0]) {
+    if (!g->mark) {
         fputs("nothing to compare with: vmcs mark remembers the fields\n", out);
         return;
     }
@@ -89,10 +89,10 @@ static void diff(struct debugger *g, struct vcpu *v, u64 control, FILE *out)
         fprintf(out, "the mark is of 0x%" PRIx64 ", this is 0x%" PRIx64 "\n", g->mark_control, control);
     for (unsigned n = 0; n < field_count(v); n++) {
         u64 now = field_exists(v, n) ? field_get(v, control, n) : 0;
-        if (!field_exists(v, n) || now == g->mark[0][n])
+        if (!field_exists(v, n) || now == g->mark[n])
             continue;
         changed++;
-        fprintf(out, "%-34s 0x%" PRIx64 " -> 0x%" PRIx64 "\n", field_name(v, n), g->mark[0][n], now);
+        fprintf(out, "%-34s 0x%" PRIx64 " -> 0x%" PRIx64 "\n", field_name(v, n), g->mark[n], now);
     }
     fprintf(out, "%u field%s changed since the mark\n", changed, changed == 1 ? "" : "s");
 }

@@ -104,8 +104,8 @@ struct debugger {
     unsigned general;    /* processor that g, p, m and monitor commands mean */
     enum space space;
     struct symbols *symbols;
-    u64 *mark[2];        /* "vmcs mark": fields of the VMCS or VMCB, and what they belong to */
-    u64 mark_control;
+    u64 *mark;           /* "vmcs mark": the fields of the VMCS or VMCB */
+    u64 mark_control;    /* at this address */
 
     /* gdb.c */
     int listener, fd;

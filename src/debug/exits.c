@@ -166,7 +166,7 @@ void cmd_exits(struct debugger *g, struct vcpu *current, char *args, FILE *out)
             continue;
         if (reset) {
             memset(v->exits->site, 0, sizeof(v->exits->site));
-            v->exits->sites = v->exits->lost = 0;
+            v->exits->lost = 0;
             continue;
         }
         if (v->vmx)

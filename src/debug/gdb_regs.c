@@ -499,8 +499,9 @@ static bool value_write(struct vcpu *v, const struct target_register *r, u64 val
         cpu_segments_changed(v);
         return true;
     case REG_SEG_AR:
-        /* gdb may not put code into a width or privilege that CS does not have. */
-        if (value & ~0x1f0ffull || (r->index == SEG_CS && (value ^ v->seg[SEG_CS].ar) & (AR_L | AR_DB | 3u << 5)))
+        /* Nobody outside may change the width or the privilege of what runs. */
+        if (value & ~0x1f0ffull || (r->index == SEG_CS && (value ^ v->seg[SEG_CS].ar) & (AR_L | AR_DB | 3u << 5)) ||
+            (r->index == SEG_SS && (value ^ v->seg[SEG_SS].ar) & (3u << 5)))
             return false;
         v->seg[r->index].ar = (u32)value;
         cpu_segments_changed(v);

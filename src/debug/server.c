@@ -165,7 +165,7 @@ static void debugger_free(struct nestor *m)
         free(g->target[n].regs);
         free(g->target[n].xml);
     }
-    free(g->mark[0]);
+    free(g->mark);
     symbols_free(g->symbols);
     free(g);
     m->debugger = NULL;
@@ -280,14 +280,13 @@ int nestor_monitor(struct nestor *m, const char *address, bool wait, struct nest
     return g->line.listener < 0 ? failed(&err, nerr) : 0;
 }
 
-int nestor_monitor_fd(struct nestor *m, int fd, bool wait)
+void nestor_monitor_fd(struct nestor *m, int fd, bool wait)
 {
     struct debugger *g = debugger_of(m);
     debugger_attach(g);
     if (wait)
         debugger_stop(g, 0, STOP_ASKED);
     line_open(g, fd);
-    return 0;
 }
 
 int nestor_symbols(struct nestor *m, const char *path, struct nestor_error *nerr)

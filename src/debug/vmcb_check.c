@@ -332,7 +332,16 @@ int vmcb_check(const char *name, const char *text, size_t len, unsigned number, 
             print_json_string(out, k->title);
             fprintf(out, ", \"section\": \"%s\", \"rule\": ", k->section);
             print_json_string(out, k->rule);
-            fputs(", \"satisfied_by\": [", out);
+            fputs(", \"effect\": \"#VMEXIT, VMEXIT_INVALID\", \"fields\": {", out);
+            for (unsigned j = 0; j < k->nfields; j++) {
+                int field = vmcb_find(k->fields[j]);
+                fprintf(out, "%s\"%s\": ", j ? ", " : "", vmcb_fields[field].name);
+                if (c.known[field])
+                    fprintf(out, "\"0x%" PRIx64 "\"", c.f[field]);
+                else
+                    fputs("null", out);
+            }
+            fputs("}, \"satisfied_by\": [", out);
             for (unsigned j = 0; j < n; j++)
                 fprintf(out, "%s\"%s\"", j ? ", " : "", text_of[j]);
             fprintf(out, "]}%s\n", i + 1 < rows ? "," : "");

@@ -135,6 +135,30 @@ static bool vmrun_wanted(struct debugger *g, struct vcpu *v)
     return false;
 }
 
+/* What VMRUN loads, in the order of the APM's list (vol. 2, 15.5.1 "Basic Operation: Loading Guest State"). */
+static const struct {
+    const char *title;
+    u16 fields[12];
+    u8 n;
+} vmrun_phases[] = {
+    {"segments", {VMCB_CS_SELECTOR, VMCB_CS_ATTRIB, VMCB_CS_BASE, VMCB_SS_SELECTOR, VMCB_SS_ATTRIB, VMCB_DS_SELECTOR, VMCB_ES_SELECTOR,
+                  VMCB_GDTR_BASE, VMCB_GDTR_LIMIT, VMCB_IDTR_BASE, VMCB_IDTR_LIMIT}, 11},
+    {"control registers and EFER", {VMCB_EFER, VMCB_CR0, VMCB_CR2, VMCB_CR3, VMCB_CR4}, 5},
+    {"RFLAGS, RIP, RSP, RAX, CPL and debug registers", {VMCB_RFLAGS, VMCB_RIP, VMCB_RSP, VMCB_RAX, VMCB_CPL, VMCB_DR6, VMCB_DR7}, 7},
+    {"interrupt state", {VMCB_INTERRUPT_SHADOW, VMCB_INT_CTL, VMCB_INT_VECTOR}, 3},
+    {"nested paging and TLB control", {VMCB_NESTED_CTL, VMCB_N_CR3, VMCB_G_PAT, VMCB_GUEST_ASID, VMCB_TLB_CONTROL}, 5},
+    {"event injection", {VMCB_EVENTINJ, VMCB_NRIP}, 2},
+};
+
+static void print_vmrun_phase(struct vcpu *v, unsigned n, FILE *out)
+{
+    fprintf(out, "load: %s\n", vmrun_phases[n].title);
+    for (unsigned i = 0; i < vmrun_phases[n].n; i++) {
+        enum vmcb_index field = (enum vmcb_index)vmrun_phases[n].fields[i];
+        fprintf(out, "    %s = 0x%" PRIx64 "\n", vmcb_fields[field].name, vmcb_read(v, v->gpr[RAX], field));
+    }
+}
+
 /* @until_failure: silent up to the next row that fails. */
 static void vmrun_step(struct debugger *g, struct vcpu *v, unsigned long count, bool until_failure, FILE *out)
 {
@@ -146,10 +170,21 @@ static void vmrun_step(struct debugger *g, struct vcpu *v, unsigned long count, 
     if (!w->on || w->cpu != v->index || w->rip != v->rip || w->icount != v->icount)
         *w = (struct entry_walk){.on = true, .cpu = v->index, .rip = v->rip, .icount = v->icount};
     for (; count; count--) {
-        if (w->next == vmrun_rows()) {
+        unsigned rows = vmrun_rows();
+        if (w->next >= rows && (w->failed || until_failure)) {
             fprintf(out, w->failed ? "No row is left; %u failed. stepi lets the processor act.\n" : "No row is left and none failed; stepi enters the guest.\n",
                     w->failed);
             return;
+        }
+        if (w->next >= rows + ARRAY_SIZE(vmrun_phases)) {
+            fprintf(out, "stepi enters the guest, at 0x%" PRIx64 " unless an event is injected.\n", vmcb_read(v, v->gpr[RAX], VMCB_RIP));
+            return;
+        }
+        if (w->next >= rows) {
+            if (w->next == rows)
+                fprintf(out, "all %u rows pass or do not apply; what VMRUN loads:\n", rows);
+            print_vmrun_phase(v, w->next++ - rows, out);
+            continue;
         }
         bool failed = vmcb_live_row(v, v->gpr[RAX], w->next, NULL, false) == RESULT_FAIL;
         if (failed || !until_failure)

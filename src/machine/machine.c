@@ -67,8 +67,20 @@ static int add_memory(struct nestor *m, struct error *err)
     return 0;
 }
 
+/* "asids=8" */
+static bool asids_text(const char *p, size_t n, u32 *asids)
+{
+    char text[24], *end;
+    snprintf(text, sizeof(text), "%.*s", (int)(n < sizeof(text) ? n : 0), p);
+    if (strncmp(text, "asids=", 6) || text[6] < '0' || text[6] > '9')
+        return false;
+    unsigned long value = strtoul(text + 6, &end, 0);
+    *asids = (u32)value;
+    return !*end && value >= 2 && value <= 0x8000;
+}
+
 /* --cpu with the bits of --svm-cap behind it: they are features of CPUID 0x8000000A. NULL: *err. */
-static char *cpu_text(const struct nestor_config *c, struct error *err)
+static char *cpu_text(const struct nestor_config *c, u32 *asids, struct error *err)
 {
     char *text = NULL;
     size_t size;
@@ -80,14 +92,18 @@ static char *cpu_text(const struct nestor_config *c, struct error *err)
     for (const char *p = c->svm_cap ? c->svm_cap : ""; *p && good;) {
         char name[32];
         size_t n = strcspn(p, ",");
-        good = n > 2 && n < sizeof(name) + 2 && p[n - 2] == '=' && (p[n - 1] == '0' || p[n - 1] == '1');
+        if (asids_text(p, n, asids)) {
+            p += n + (p[n] == ',');
+            continue;
+        }
+        good = strncmp(p, "asids=", 6) && n > 2 && n < sizeof(name) + 2 && p[n - 2] == '=' && (p[n - 1] == '0' || p[n - 1] == '1');
         snprintf(name, sizeof(name), "%.*s", good ? (int)n - 2 : 0, p);
         enum cpu_feature feature = good ? cpu_feature_find(name) : FEAT_NONE;
         if (good && (feature == FEAT_NONE || cpu_feature_info[feature].leaf != 0x8000000a)) {
             good = false;
             error_set(err, "--svm-cap %s: no bit of CPUID 0x8000000A is called so", name);
         } else if (!good) {
-            error_set(err, "--svm-cap %.*s: expected NAME=0 or NAME=1", (int)n, p);
+            error_set(err, "--svm-cap %.*s: expected NAME=0, NAME=1 or asids=N (2 to 32768)", (int)n, p);
         }
         fprintf(f, ",%c%s", p[n - 1] == '0' ? '-' : '+', name);
         p += n + (p[n] == ',');
@@ -104,7 +120,8 @@ static int add_cpus(struct nestor *m, struct error *err)
     const struct cpu_model *model;
     struct cpu_options options = {0};
     u8 features[FEAT_COUNT];
-    char *text = cpu_text(&m->config, err);
+    u32 asids = 0;
+    char *text = cpu_text(&m->config, &asids, err);
     int bad = !text || cpu_model_parse(text, &model, features, &options, err);
     free(text);
     if (bad)
@@ -124,7 +141,7 @@ static int add_cpus(struct nestor *m, struct error *err)
         return error_set(err, "--smp %u: at most %u processors", count, MACHINE_MAX_CPUS);
     for (unsigned i = 0; i < count; i++) {
         struct cpu_config c = {
-            .model = model, .features = features, .index = i, .nr_cpus = count, .maxphyaddr = options.maxphyaddr,
+            .model = model, .features = features, .index = i, .nr_cpus = count, .maxphyaddr = options.maxphyaddr, .svm_asids = asids,
             .tsc_hz = TSC_HZ, .pm = m->pm, .pio = m->pio, .clock = &m->clock, .machine = m,
         };
         m->cpu[i] = vcpu_new(&c, err);

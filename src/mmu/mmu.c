@@ -895,7 +895,7 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
 
 /* ---- data breakpoints ---- */
 
-static void watch_collect(struct mmu *m, const struct vcpu *v)
+static void watch_collect(struct mmu *m, struct vcpu *v)
 {
     m->nwatch = 0;
     for (unsigned n = 0; n < 4; n++) {
@@ -908,6 +908,7 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
         const struct debug_watch *w = &v->debug->watch[n];
         m->watch[m->nwatch++] = (struct watched_pages){w->at & PAGE_MASK, (w->at + w->len - 1) & PAGE_MASK, w->physical};
     }
+    v->watching = m->nwatch;
 }
 
 static void withdraw(struct array *a, unsigned slot)

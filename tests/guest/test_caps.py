@@ -136,7 +136,9 @@ class Caps(unittest.TestCase):
         self.assertEqual(r.returncode, 0, r.stderr)
         r = self.run_nestor("demo", "--timeout", "30", "--svm-cap", "flushbyasid=0")
         self.assertIn(b"AuthenticAMD", r.stdout)
-        for words, cap in ((b"no bit of CPUID", "avx=0"), (b"expected NAME=0", "npt"), (b"no bit of CPUID", "frob=1")):
+        r = self.run_nestor("demo", "--timeout", "30", "--svm-cap", "asids=3,vnmi=0")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        for words, cap in ((b"asids=N (2 to 32768)", "asids=1"), (b"no bit of CPUID", "avx=0"), (b"expected NAME=0", "npt"), (b"no bit of CPUID", "frob=1")):
             r = self.run_nestor("demo", "--cpu", "amd", "--svm-cap", cap)
             self.assertEqual((r.returncode, r.stderr.count(b"\n")), (2, 1))
             self.assertIn(words, r.stderr)

@@ -119,12 +119,12 @@ class Command(unittest.TestCase):
             self.assertEqual(seen["interp"], seen["lockstep"])
 
     def test_help_and_lists(self):
-        for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["vmcs-check", "--help"], ["explain", "--help"], ["--version"]):
+        for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["monitor", "--help"], ["vmcs-check", "--help"], ["explain", "--help"], ["--version"]):
             r = run(*args)
             self.assertEqual((r.returncode, r.stderr), (0, ""))
             self.assertIn("nestor", r.stdout)
         for what, words in {"cpus": "intel", "instructions": "VMLAUNCH", "vmcs-fields": "GUEST_RIP", "vmcb-fields": "EXITINTINFO",
-                            "vmentry-checks": "EXEC_VPID_NONZERO", "devices": "lapic", "events": "vmexit"}.items():
+                            "vmentry-checks": "EXEC_VPID_NONZERO", "vmx-caps": "secondary.unrestricted_guest", "devices": "lapic", "events": "vmexit"}.items():
             r = run("list", what)
             self.assertEqual(r.returncode, 0)
             self.assertIn(words, r.stdout)

@@ -142,6 +142,9 @@ class Demo(Base):
         self.assertIn("pass", m("vmentry step 3"))
         self.assertIn("none failed", m("vmentry next-failure"))
         self.assertIn("pass", m("vmentry list"))
+        phases = m("vmentry step 20")
+        self.assertIn("what " + ("the entry" if self.CPU == "intel" else "VMRUN") + " loads", phases)
+        self.assertIn("unless an event is injected", phases)
         m("vmentry break off")
         self.ends_well()
 

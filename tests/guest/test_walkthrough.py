@@ -14,6 +14,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from monitor_client import Monitor  # noqa: E402
+
 NESTOR, DEMO, PAGE = (os.path.abspath(a) for a in sys.argv[1:4])
 ROOT = os.path.dirname(os.path.dirname(PAGE))
 
@@ -40,7 +43,7 @@ def gdb(commands):
         args = ["-ex", "set pagination off", "-ex", "set width 0", "-ex", "file " + DEMO, "-ex", "target remote " + path]
         for c in commands:
             args += ["-ex", "echo @@@\\n", "-ex", c]
-        r = subprocess.run(["gdb", "-nx", "-batch", *args, "-ex", "echo @@@\\n", "-ex", "kill"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        r = subprocess.run(["gdb", "-nx", "-batch", *args, "-ex", "echo @@@\\n", "-ex", "kill"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                            stderr=subprocess.STDOUT, text=True, timeout=60)
         return r.stdout.split("@@@\n")[1:-1]
     finally:
@@ -49,10 +52,27 @@ def gdb(commands):
         shutil.rmtree(folder)
 
 
+def monitor(commands, cpu):
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "monitor")
+    nestor = subprocess.Popen([NESTOR, "demo", "--cpu", cpu, "--symbols", DEMO, "--monitor", "unix:" + path, "--monitor-wait", "--timeout", "60"],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        m = Monitor(path)
+        return [m(c) for c in commands]
+    finally:
+        nestor.kill()
+        nestor.wait()
+        shutil.rmtree(folder)
+
+
+PROMPTS = {"console": "$ ", "gdb": "(gdb) ", "monitor": "(nestor) ", "monitor-amd": "(nestor) "}
+
+
 def block(kind, text):
-    prompt = "$ " if kind == "console" else "(gdb) "
+    prompt = PROMPTS[kind]
     commands = [line[len(prompt):] for line in text.splitlines() if line.startswith(prompt)]
-    printed = console(commands) if kind == "console" else gdb(commands)
+    printed = console(commands) if kind == "console" else gdb(commands) if kind == "gdb" else monitor(commands, "amd" if "amd" in kind else "intel")
     if len(printed) != len(commands):
         sys.exit(f"{len(commands)} commands, {len(printed)} answers: {printed}")
     lines = []
@@ -63,7 +83,7 @@ def block(kind, text):
 
 
 def comparable(text):
-    return re.sub(r"0x[0-9a-f]{5,16}\b(?! ?\(33\))|\d+ instructions", "N", text)
+    return re.sub(r"0x[0-9a-f]{5,16}\b(?! ?\(33\))|\d+ instructions|\+0x[0-9a-f]+(?=>)", "N", text)
 
 
 def main():
@@ -81,7 +101,7 @@ def main():
                 print(f"the page shows:\n{match.group(2)}\nprinted:\n{got}")
         return f"```{match.group(1)}\n{got}```"
 
-    new = re.sub(r"```(console|gdb)\n(.*?)```", run, page, flags=re.S)
+    new = re.sub(r"```(console|gdb|monitor|monitor-amd)\n(.*?)```", run, page, flags=re.S)
     if os.environ.get("NESTOR_UPDATE"):
         open(PAGE, "w").write(new)
         return 0
