@@ -472,8 +472,9 @@ static void v86_code(void **state)
             for (unsigned n = 0; n < ARRAY_SIZE(frame); n++)
                 put(g, STACK - 0x40 + 4 * n, frame[n], 4);
             put(g, STACK - 0x38, FL_FIXED | FL_VM | FL_IF | (iopl ? FL_IOPL : 0), 4);
-            /* cli; pushf; pop ax; sti; nop; pushf; popf; int3 */
-            static const char code[] = "\xfa\x9c\x58\xfb\x90\x9c\x9d\xcc";
+            /* cli; pushf; pop ax; sti; nop; pushf; popf; push word 0x3202; push cs; push word 0x110 + 1; db 0x90; iret; */
+            /* int3; int3 */
+            static const char code[] = "\xfa\x9c\x58\xfb\x90\x9c\x9d\x68\x02\x32\x0e\x68\x11\x01\x90\xcf\xcc\xcc";
             poke(g, 0x8100, code, sizeof(code) - 1);
             CODE_AT(g, CODE, 0xcf);
             set_segment(v, SEG_CS, CS0, get(g, GDT + CS0, 8));
@@ -491,12 +492,108 @@ static void v86_code(void **state)
     v->cr4 = 0;
 }
 
+/* A 64-bit call gate from ring 3 and the far return through it; IRETQ with a null SS. */
+static void long_gates(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    to_long(g);
+    put(g, GDT + GATE, gate(CS0_64, CODE + 0x100, 0xec, 0), 8);
+    put(g, GDT + GATE + 8, 0, 8);
+    put(g, DATA, 0, 4);
+    put(g, DATA + 4, GATE | 3, 2);
+    /* mov rax, rsp; mov rcx, [rsp]; mov rdx, [rsp + 8]; mov rsi, [rsp + 24]; retfq */
+    static const char callee[] = "\x48\x89\xe0\x48\x8b\x0c\x24\x48\x8b\x54\x24\x08\x48\x8b\x74\x24\x18\x48\xcb";
+    poke(g, CODE + 0x100, callee, sizeof(callee));
+    to_ring3(g);
+    GO(g, "\xff\x1c\x25\x00\x90\x00\x00\x48\x89\xe3\xcc" /* call far dword [abs 0x9000]; mov rbx, rsp; int3 */);
+    check_end(g, HANDLER(VEC_BP) + 1, __LINE__);
+    assert_int_equal(REG(RAX), STACK0 - 32);
+    assert_int_equal(REG(RBX), STACK);
+    assert_int_equal(REG(RCX), CODE + 7);
+    assert_int_equal(REG(RDX), CS3_64);
+    assert_int_equal(REG(RSI), DS3);
+    put(g, GDT + GATE, gate(CS0_64, CODE + 0x100, 0x6c, 0), 8); /* not present */
+    to_ring3(g);
+    GO(g, "\xff\x1c\x25\x00\x90\x00\x00" /* call far dword [abs 0x9000] */);
+    check_end(g, HANDLER(VEC_NP) + 1, __LINE__);
+    put(g, GDT + GATE, gate(CS0_64, CODE + 0x100, 0xec, 0), 8);
+    put(g, GDT + GATE + 8, 1ull << 40, 8); /* a type in the upper half */
+    to_ring3(g);
+    GO(g, "\xff\x2c\x25\x00\x90\x00\x00" /* jmp far dword [abs 0x9000] */);
+    check_end(g, HANDLER(VEC_GP) + 1, __LINE__);
+    put(g, GDT + GATE + 8, 0, 8);
+    v->seg[SEG_CS].sel = 0;
+    set_segment(v, SEG_CS, CS0_64, get(g, GDT + CS0_64, 8));
+    set_segment(v, SEG_SS, DS0, get(g, GDT + DS0, 8));
+    cpu_mode_changed(v);
+    CODE_AT(g, CODE + 0x100, 0xf4);
+    GO(g, "\xff\x2c\x25\x00\x90\x00\x00" /* jmp far dword [abs 0x9000] */); /* the same level through the gate */
+    check_end(g, CODE + 0x101, __LINE__);
+    /* mov rcx, rsp; push 0; push rcx; pushfq; push 0x40; lea rax, [rel on]; push rax; iretq; on: mov bx, ss */
+    RUNS(g, "\x48\x89\xe1\x6a\x00\x51\x9c\x6a\x40\x48\x8d\x05\x03\x00\x00\x00\x50\x48\xcf\x66\x8c\xd3");
+    assert_int_equal((u16)REG(RBX), 0);
+    /* push 3; push rsp; pushfq; push 0x4b; push rax; push 0x43; push rax; iretq */
+    FAULTS(g, VEC_GP, "\x6a\x03\x54\x9c\x6a\x4b\x50\x6a\x43\x50\x48\xcf");
+}
+
+/* What a debugger does with memory: no rights, no flags, page by page, and it tells who caches code. */
+static void peek_and_poke(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    to_long(g);
+    put(g, PML4 + 0x2008, 0x18000 | 7, 8);
+    put(g, 0x18000, 0x200000 | 1, 8); /* supervisor, read-only; the next page is absent */
+    u8 buf[16], out[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    assert_true(mem_poke(v, 0x200ff0, out, 16));
+    assert_true(mem_peek(v, 0x200ff0, buf, 16));
+    assert_memory_equal(buf, out, 16);
+    assert_int_equal(get(g, 0x18000, 8), 0x200001); /* not even accessed */
+    assert_false(mem_peek(v, 0x200ff8, buf, 16));
+    assert_false(mem_poke(v, 0x200ff8, out, 16));
+    assert_true(mem_peek(v, 0x1ffff8, buf, 16)); /* across two pages */
+    RUNS(g, "\xb8\x01\x00\x00\x00\x90\x90" /* mov eax, 1; nop; nop */);
+    assert_true(mem_poke(v, CODE + 1, out + 6, 1)); /* mov eax, 7 */
+    v->rip = CODE;
+    v->activity = ACTIVITY_ACTIVE;
+    assert_int_equal(run(g, 100), RUN_HALTED);
+    assert_int_equal(REG(RAX), 7);
+}
+
+/* RDPRU, and waiting instructions that the models may have. */
+static void rare_instructions(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    v->features[FEAT_RDPRU] = 1;
+    to_long(g);
+    /* xor ecx, ecx; db 0x0f, 0x01, 0xfd; inc ecx; db 0x0f, 0x01, 0xfd; setc bl; mov ecx, 2; db 0x0f, 0x01, 0xfd; */
+    /* setc bh */
+    RUNS(g, "\x31\xc9\x0f\x01\xfd\xff\xc1\x0f\x01\xfd\x0f\x92\xc3\xb9\x02\x00\x00\x00\x0f\x01\xfd\x0f\x92\xc7");
+    assert_int_equal(REG(RAX) | REG(RDX), 0);
+    v->cr4 |= CR4_TSD;
+    to_ring3(g);
+    GO(g, "\x31\xc9\x0f\x01\xfd" /* xor ecx, ecx; db 0x0f, 0x01, 0xfd */);
+    check_end(g, HANDLER(VEC_UD) + 1, __LINE__);
+    v->features[FEAT_WAITPKG] = 1;
+    to_long(g);
+    cpu_mode_changed(v);
+    set_segment(v, SEG_SS, DS0, get(g, GDT + DS0, 8));
+    cpu_mode_changed(v);
+    v->cr4 &= ~CR4_TSD;
+    /* mov rax, 0x9000; db 0xf3, 0x0f, 0xae, 0xf0; xor eax, eax; xor edx, edx; xor ecx, ecx; db 0x66, 0x0f, 0xae, */
+    /* 0xf1 */
+    RUNS(g, "\xb8\x00\x90\x00\x00\xf3\x0f\xae\xf0\x31\xc0\x31\xd2\x31\xc9\x66\x0f\xae\xf1");
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(stack_instructions), T(integer_instructions), T(string_instructions), T(real_mode_code), T(descriptor_instructions),
         T(privileges), T(fast_calls), T(long_mode_code), T(optional_instructions), T(leaves_and_registers), T(v86_code),
+        T(long_gates), T(peek_and_poke), T(rare_instructions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
