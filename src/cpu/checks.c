@@ -8,13 +8,14 @@
 /*
  * A waiting x87 or MMX instruction met FSW.ES. With CR0.NE = 0 the PC's way is taken: FERR# is
  * IRQ 13, and the instruction waits until the interrupt has been served (SDM vol. 3 appendix "MS-DOS
- * compatibility sub-mode"). A machine that did not wire FERR# behaves as with IGNNE# asserted.
+ * compatibility sub-mode"), or IGNNE# has been asserted. A machine that did not wire FERR# behaves as with
+ * IGNNE# asserted.
  */
 static void pending_mf(struct vcpu *v)
 {
     if (v->cr0 & CR0_NE)
         cpu_raise(v, VEC_MF);
-    if (v->ferr) {
+    if (v->ferr && !v->ignne) {
         irq_set(v->ferr, true);
         cpu_unwind(v, UNWIND_RETRY);
     }

@@ -351,6 +351,7 @@ struct vcpu {
     struct clock *clock;
     const struct intc_ops *intc_ops;
     void *intc;
+    bool ignne;         /* IGNNE# is asserted: until FSW.ES is clear x87 errors are ignored while CR0.NE = 0 */
     const struct irq_line *ferr; /* FERR#, the 8259's IRQ 13: x87 errors while CR0.NE = 0; NULL: not wired */
     u64 apic_page;      /* physical page of the xAPIC registers, ~0 when none */
     u64 virt_apic_page; /* physical page of the VMX APIC-access page while it is virtualised, ~0 when none */

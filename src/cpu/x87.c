@@ -27,6 +27,8 @@ void x87_update_es(struct vcpu *v)
     f->fsw &= (u16) ~(FSW_ES | FSW_B);
     if (f->fsw & ~f->fcw & FSW_EXCEPTIONS)
         f->fsw |= FSW_ES | FSW_B;
+    else
+        v->ignne = false; /* FERR# goes away, and IGNNE# with it */
 }
 
 void x87_set_top(struct vcpu *v, unsigned top)
@@ -54,6 +56,7 @@ void x87_init(struct vcpu *v)
     x87_set_top(v, 0);
     f->fcw = 0x37f;
     f->fsw = 0;
+    v->ignne = false;
     f->ftw = 0;
     f->fop = 0;
     f->fip = f->fdp = 0;
@@ -296,7 +299,11 @@ void x87_borrow(struct vcpu *v, const struct insn *i, const struct x87_op *op)
 
 void insn_fninit(struct vcpu *v, const struct insn *i) { x87_init(v); }
 
-void insn_fnclex(struct vcpu *v, const struct insn *i) { v->x87.fsw &= 0x7f00; }
+void insn_fnclex(struct vcpu *v, const struct insn *i)
+{
+    v->x87.fsw &= 0x7f00;
+    v->ignne = false;
+}
 
 void insn_fwait(struct vcpu *v, const struct insn *i) { /* the row's check raised what was pending */ }
 

@@ -9,6 +9,7 @@
 #include "devices/i8254.h"
 #include "devices/i8259.h"
 #include "devices/ioapic.h"
+#include "devices/ferr.h"
 #include "devices/irq_router.h"
 #include "devices/lapic.h"
 #include "devices/pci.h"
@@ -38,6 +39,7 @@ struct machine_devices {
     struct fw_cfg *fw_cfg;
     struct debug_exit *debug_exit;
     struct testdev *testdev;
+    struct ferr *ferr;
     struct i8042 *kbc;
     struct debugcon *debugcon;
 };
@@ -191,6 +193,8 @@ static void a20_ignored(void *opaque, bool on)
         log_at(unimplemented, "the A20 gate: addresses do not wrap at 1 MiB");
 }
 
+static void assert_ignne(void *cpu) { ((struct vcpu *)cpu)->ignne = true; }
+
 int machine_add_devices(struct nestor *m, struct error *err)
 {
     struct board *b = &m->board;
@@ -218,8 +222,9 @@ int machine_add_devices(struct nestor *m, struct error *err)
         !(d->hpet = hpet_new(b, hpet_legacy, d, err)) || !(d->pm = acpi_pm_new(b, true, err)) ||
         !(d->uart = uart_new(b, 0x3f8, 4, &host, err)) || !(d->pci = pci_bus_new(b, &pci, err)) ||
         !(d->fw_cfg = fw_cfg_new(b, (u16)m->ncpus, m->ram, err)) || !(d->kbc = i8042_new(b, a20_ignored, m, err)) ||
-        !(d->debugcon = debugcon_new(b, debugcon_tx, m, err)))
+        !(d->debugcon = debugcon_new(b, debugcon_tx, m, err)) || !(d->ferr = ferr_new(b, assert_ignne, m->cpu[0], err)))
         return -1;
+    m->cpu[0]->ferr = ferr_line(d->ferr);
     acpi_pm_on_s3(d->pm, suspend, m);
     rtc_on_alarm(d->rtc, rtc_alarm, d->pm);
     if (m->config.debug_exit &&
@@ -264,6 +269,7 @@ void machine_reset_devices(struct nestor *m, bool power_on)
     uart_reset(d->uart);
     fw_cfg_reset(d->fw_cfg);
     i8042_reset(d->kbc);
+    ferr_reset(d->ferr);
     if (d->testdev)
         testdev_reset(d->testdev);
     pci_bus_reset(d->pci);
@@ -285,6 +291,7 @@ void machine_free_devices(struct nestor *m)
     FREE(testdev, testdev_free);
     FREE(debug_exit, debug_exit_free);
     FREE(debugcon, debugcon_free);
+    FREE(ferr, ferr_free);
     FREE(kbc, i8042_free);
     FREE(fw_cfg, fw_cfg_free);
     FREE(pci, pci_bus_free);

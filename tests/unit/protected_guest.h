@@ -79,9 +79,10 @@ static void fake_init(void *intc) {}
 static u64 fake_page(void *intc) { return ~0ull; }
 static u8 fake_tpr(void *intc) { return 0; }
 static void fake_set_tpr(void *intc, u8 tpr) {}
+static u32 fake_id(void *intc) { return 0; }
 static const struct intc_ops fake_intc = {
     .peek = fake_peek, .ack = fake_ack, .get_tpr = fake_tpr, .set_tpr = fake_set_tpr, .rdmsr = fake_msr_read, .wrmsr = fake_msr_write, .init = fake_init,
-    .page = fake_page,
+    .page = fake_page, .id = fake_id,
 };
 
 static inline void interrupt(struct guest *g, int vector)
