@@ -721,8 +721,10 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
     u64 selected = t->masked_reg ? load64(o->is4) : ~0ull;
     if (t->masked)
         selected = selected_elements(t, selected);
-    if (t->no_exceptions) { /* the host raises none either, so it may have the guest's masks: FZ depends on one of them */
-        v->mxcsr = guest & (MXCSR_CONTROL | MXCSR_FLAGS);
+    if (t->no_exceptions) { /* flags stay; flush-to-zero counts only where the guest masks underflow (SDM vol. 1, 10.2.3.3) */
+        v->mxcsr = (guest & MXCSR_PLAIN_CONTROL) | MXCSR_MASKS;
+        if (unmasked & BIT(4))
+            v->mxcsr &= ~BIT(15);
         t->simd(v, o->reg, o->rm, o->vvvv, o->is4);
         _mm_setcsr(HOST_MXCSR);
         v->mxcsr = guest;
@@ -881,11 +883,12 @@ void insn_borrow(struct vcpu *v, const struct insn *i)
         place_at(v, &t->vvvv, i->vvvv),
         place_at(v, &t->is4, (unsigned)i->imm >> 4),
     };
-    if (t->masked_reg)
+    if (unlikely(t->masked_reg)) {
         o.is4 = &v->k[i->mask];
-    if (unlikely(t->masked)) {
-        run_masked(v, i, t, &o);
-        return;
+        if (t->masked) {
+            run_masked(v, i, t, &o);
+            return;
+        }
     }
     if (t->mem_access) {
         u64 ea = insn_ea(v, i);
