@@ -352,7 +352,7 @@ static void plan_mask(struct thunk *t, const struct insn *i)
     else if (i->flags & INSN_BCST) /* as many elements as without the broadcast */
         for (unsigned n = 0; n < row->nopnd; n++)
             if (row->opnd[n].kind == OPND_VEC_RM)
-                bytes = vector >> (row->opnd[n].size - OPSZ_X);
+                bytes = row->opnd[n].size < OPSZ_X ? row->opnd[n].size : vector >> (row->opnd[n].size - OPSZ_X);
     t->mask_bits = (u8)(bytes / t->elem);
 }
 

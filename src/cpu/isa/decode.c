@@ -518,6 +518,8 @@ unsigned operand_bytes(const struct insn *i, unsigned n)
 {
     const struct operand *o = &insn_rows[i->row].opnd[n];
     unsigned vector = 16u << (i->flags & INSN_RND ? 2 : i->vl);
+    if (o->kind == OPND_VEC_RM && (i->flags & (INSN_BCST | INSN_MEM)) == (INSN_BCST | INSN_MEM))
+        return insn_rows[i->row].elem;
     switch (o->size) {
     case OPSZ_V:
         return o->kind == OPND_NONE ? 0 : i->opsize;
@@ -529,8 +531,6 @@ unsigned operand_bytes(const struct insn *i, unsigned n)
     case OPSZ_XH:
     case OPSZ_XQ:
     case OPSZ_XE:
-        if (o->kind == OPND_VEC_RM && (i->flags & (INSN_BCST | INSN_MEM)) == (INSN_BCST | INSN_MEM))
-            return insn_rows[i->row].elem;
         return vector >> (o->size - OPSZ_X);
     case OPSZ_P:
         return i->opsize + 2u;
