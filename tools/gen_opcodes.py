@@ -63,8 +63,8 @@ BITS = {'b': 8, 'w': 16, 'd': 32, 'q': 64}
 MAPS = ['legacy 0', 'legacy 1', 'legacy 2', 'legacy 3', 'VEX 1', 'VEX 2', 'VEX 3', 'EVEX 1', 'EVEX 2', 'EVEX 3',
         'EVEX 5', 'EVEX 6']
 VEX_MAPS = {'0F': 1, '0F38': 2, '0F3A': 3, 'MAP5': 5, 'MAP6': 6}
-TUPLES = ('FULL', 'HALF', 'FULLMEM', 'T1S', 'T1S8', 'T1S16', 'T1F32', 'T1F64', 'T2', 'T4', 'T8', 'HALFMEM', 'QUARTERMEM',
-          'EIGHTHMEM', 'M128', 'DUP', 'QUARTER')
+TUPLES = ('FULL', 'HALF', 'QUARTER', 'FULLMEM', 'HALFMEM', 'QUARTERMEM', 'EIGHTHMEM', 'T1S', 'T2', 'T4', 'T8', 'M128', 'DUP')
+EVEX_WORDS = ('er', 'sae', 'mxcsr', 'k', 'kz', 'k!', 'nf', 'packed', 'distinct')
 
 
 class TableError(Exception):
@@ -133,6 +133,7 @@ def parse_encoding(row, where, text):
     row.rule = None
     row.dec = set()
     row.tuple = None
+    row.elem = 0
     row.evex = set()
 
     def constrain(mask, value):
@@ -154,7 +155,10 @@ def parse_encoding(row, where, text):
             constrain(K_L, lengths[part[1]] << K_L_SHIFT)
         elif part[1] == 'LIG':
             row.dec.add('LIG')
-        elif part[1] != 'LX':
+        elif part[1] == 'LX':
+            if row.vex == 2:
+                row.dec.add('VL')
+        else:
             raise TableError(where, f'unknown vector length {part[1]}')
         if part[2] not in ('NP', '66', 'F3', 'F2'):
             raise TableError(where, f'unknown prefix {part[2]}')
@@ -226,7 +230,11 @@ def parse_encoding(row, where, text):
             row.rule = t.upper()
         elif t in ('sreg', 'sreg-load', 'creg', 'dreg', 'vsib'):
             row.dec.add(t.upper().replace('-', '_'))
-        elif row.vex == 2 and t in ('b32', 'b64', 'b16', 'er', 'sae', 'k', 'kz', 'k!'):
+        elif row.vex == 2 and re.fullmatch('[be](8|16|32|64|128)', t) and not row.elem:
+            row.elem = int(t[1:]) // 8
+            if t[0] == 'b':
+                row.dec.add('BCST')
+        elif row.vex == 2 and t in EVEX_WORDS:
             row.evex.add(t)
         elif row.vex == 2 and t in TUPLES:
             row.tuple = t
@@ -306,6 +314,23 @@ def finish_row(row):
         raise TableError(where, f'operands {row.operands} need mod=3')
     if row.vex and not letters & {'B', 'H', 'KH'}:
         row.dec.add('NOVVVV')
+    # Register fields have five bits for vectors, four for general-purpose and three for mask registers.
+    if 'KG' in letters:
+        row.dec.add('REG3')
+    if 'KH' in letters:
+        row.dec.add('VVVV3')
+    if letters & {'KE', 'KR'}:
+        row.dec.add('RM3')
+    if row.vex == 2 and 'G' in letters:
+        row.dec.add('REG4')
+    if row.vex == 2 and letters & {'E', 'R'}:
+        row.dec.add('RM4')
+    if row.vex == 2 and any(o.access & 2 and o.letter in ('W', 'M', 'VM') for o in row.opnd):
+        row.dec.add('STORE')
+    if row.vex == 2 and letters & {'W', 'M', 'E', 'VM'} and not row.tuple:
+        raise TableError(where, 'a memory operand needs a tuple type')
+    if row.vex == 2 and letters & {'W', 'M', 'VM'} and not row.elem:
+        raise TableError(where, 'a vector memory operand needs its element (b32, e32)')
     if 'LOCK' in row.checks:
         row.dec.add('LOCK')
         if not any(o.access >= 2 and o.letter in ('E', 'M') for o in row.opnd):
@@ -549,7 +574,7 @@ def decoder_tables(rows, slots):
 RULES = ['V', 'B', 'D64', 'F64', 'Y', 'Z', 'N64', 'N64V']
 IMMS = ['NONE', 'IB', 'IBS', 'IW', 'IZ', 'IV', 'AP', 'IW_IB', 'IB_IB', 'MOFFS']
 DECS = ['LOCK', 'NOVVVV', 'VSIB', 'SREG', 'SREG_LOAD', 'CREG', 'DREG', 'LIG', 'LOCKCR8', 'PP66', 'PPREP', 'OPREG',
-        'NOMASK', 'NOZERO', 'NEEDMASK', 'ER', 'SAE', 'BCST', 'NOOSZ']
+        'NOMASK', 'NOZERO', 'NEEDMASK', 'RND', 'BCST', 'VL', 'STORE', 'DISTINCT', 'REG3', 'REG4', 'VVVV3', 'RM3', 'RM4']
 GENERATED = '/* Made by tools/gen_opcodes.py from src/cpu/isa/opcodes.tbl. */\n'
 
 
@@ -562,13 +587,6 @@ def emit_rows_h(rows):
     out += [f'    {r.name},' for r in rows]
     out += ['    ROW_COUNT', '};', '']
     return '\n'.join(out)
-
-
-def bcst_size(r):
-    for k, n in (('b16', 2), ('b32', 4), ('b64', 8)):
-        if k in r.evex:
-            return n
-    return 0
 
 
 def dec_flags(r):
@@ -584,33 +602,44 @@ def dec_flags(r):
             d.add('NOZERO')
         if 'k!' in r.evex:
             d.add('NEEDMASK')
-        if 'er' in r.evex:
-            d.add('ER')
-        if 'sae' in r.evex:
-            d.add('SAE')
-        if bcst_size(r):
-            d.add('BCST')
+        if r.evex & {'er', 'sae'}:
+            d.add('RND')
+        if 'distinct' in r.evex:
+            d.add('DISTINCT')
     return d
+
+
+def evex_traits(r):
+    t = []
+    if r.evex & {'er', 'sae', 'mxcsr'}:
+        t.append('EVEX_MXCSR')
+    if 'nf' in r.evex:
+        t.append('EVEX_NF')
+    if 'packed' in r.evex:
+        t.append('EVEX_PACKED')
+    if r.tuple in ('T1S', 'T2', 'T4', 'T8') and 'LIG' not in r.dec:
+        t.append('EVEX_REPEATED')
+    return '|'.join(t) or '0'
 
 
 def emit_rows_c(rows, table, subs, cands):
     out = [GENERATED, '#include "cpu/isa/tables.h"', '#include "cpu/isa/rows.h"', '#include "cpu/state.h"',
            '#include "cpu/virt.h"', '', 'const struct insn_row insn_rows[] = {']
-    out.append('    {"UD", "", "", {{0}}, 0, JIT_CALL, 0, 0, 0, CHK_END, 0, 0, 0, 0, 0, 0, 0},')
+    out.append('    {"UD", "", "", {{0}}, 0, JIT_CALL, 0, 0, 0, CHK_END, 0, 0, 0, 0, 0, 0, 0, 0, 0},')
     for r in rows:
         ops = ', '.join(f'{{OPND_{o.kind}, {SIZES[o.size]}, {o.fixed}, {o.access}}}' for o in r.opnd) or '{0}'
         feats = [f'FEAT_{f}' for f in r.features] + ['0', '0']
         checks = '|'.join('CHK_' + c for c in dict.fromkeys(r.checks)) or '0'
-        out.append('    {%s, %s, %s, {%s}, %d, JIT_%s, %s, %s, %s, %s, 0x%x, 0x%x, 0x%x, %d, %d, 0x%02x, %d},' % (
+        out.append('    {%s, %s, %s, {%s}, %d, JIT_%s, %s, %s, %s, %s, 0x%x, 0x%x, 0x%x, %d, %d, 0x%02x, %d, %d, %s},' % (
             c_string(r.mnemonic), c_string(r.encoding), c_string(r.operands), ops, len(r.opnd), r.jit.upper(),
             'INTERCEPT_' + r.intercept if r.intercept else '0', feats[0], feats[1], checks,
-            r.flags['w'], r.flags['u'], r.flags['r'], r.map, r.pp, r.opcode, r.vex))
+            r.flags['w'], r.flags['u'], r.flags['r'], r.map, r.pp, r.opcode, r.vex, r.elem, evex_traits(r)))
     out += ['};', 'const unsigned insn_row_count = sizeof(insn_rows) / sizeof(insn_rows[0]);', '']
     out.append('const struct row_decode isa_row_decode[] = {')
     out.append('    {0, RULE_V, IMM_NONE, 0, 0},')
     for r in rows:
         flags = '|'.join('DEC_' + d for d in sorted(dec_flags(r))) or '0'
-        out.append(f'    {{{flags}, RULE_{r.rule}, IMM_{r.imm}, {"TUPLE_" + r.tuple if r.tuple else 0}, {bcst_size(r)}}},')
+        out.append(f'    {{{flags}, RULE_{r.rule}, IMM_{r.imm}, {"TUPLE_" + r.tuple if r.tuple else 0}, {r.elem}}},')
     out += ['};', '', f'const struct opcode_slot isa_slots[{len(MAPS)}][256] = {{']
     for m in range(len(MAPS)):
         out.append(f'    {{ /* {MAPS[m]} */')
@@ -648,7 +677,7 @@ struct row_decode {
     u8 rule;    /* RULE_*: effective operand size */
     u8 imm;     /* IMM_* */
     u8 tuple;   /* TUPLE_*: EVEX disp8*N */
-    u8 bcst;    /* bytes of an embedded broadcast's element */
+    u8 elem;    /* EVEX: bytes of an element of the memory operand; 0: the operand size */
 };
 
 enum { SLOT_MODRM = 1, SLOT_REGONLY = 2, SLOT_USED = 4 };

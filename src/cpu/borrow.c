@@ -9,6 +9,9 @@
  *
  * - Legacy SSE thunks move 16 bytes, so upper halves stay as they are; VEX destinations are
  *   stored to the full width of the guest's registers, so what the host zeroed is zero in the guest.
+ * - EVEX thunks move 64 bytes and take the opmask in K1, from where the last pointer says. What a mask
+ *   leaves out of a memory operand must not fault: where the operand is not wholly in one page that the
+ *   guest may access, the selected elements go through a buffer.
  * - Rows that read or write MXCSR run with the guest's. While every exception is masked the host's
  *   sticky flags are the guest's. With an unmasked exception the thunk runs masked with clear flags
  *   and the flags decide (SDM vol. 1, 11.5.3 "Handling SIMD Floating-Point Exceptions in Software":
@@ -19,6 +22,7 @@
  */
 #include "cpu/borrow.h"
 #include "cpu/bodies_simd.h"
+#include "cpu/evex.h"
 #include "cpu/isa/encode.h"
 
 #include <stdio.h>
@@ -50,12 +54,17 @@ struct thunk {
     };
     struct place reg, rm, vvvv, is4;
     struct x87_op x87op;
-    u8 narrowing; /* elements CVTSD2SS or CVTPD2PS converts; else 0 */
+    u8 narrowing; /* elements CVTSD2SS or CVTPD2PS converts (a broadcast: 1); else 0 */
     bool is_x87, mmx, mxcsr, byte_reg, byte_rm;
     u8 mmx_written;  /* bit 0: reg, bit 1: rm is an MMX destination */
     u8 mem_access;   /* 1 read, 2 written; 0: no memory operand */
     u8 mem_size;
     u8 align;        /* the host faults unless the pointer is aligned to this */
+    bool masked;     /* a mask selects elements of the memory operand */
+    bool masked_reg; /* a mask is there at all: the last pointer is to it */
+    bool no_exceptions; /* embedded rounding or SAE */
+    bool packed, no_suppression;
+    u8 elem, mask_bits; /* masked: bytes of an element in memory, mask bits that count */
     /* identity */
     struct thunk *next;
     u8 key_len;
@@ -163,6 +172,20 @@ static void put_vex(struct code *c, u8 op, unsigned vl, unsigned reg, unsigned b
     put_mem(c, reg, base, disp);
 }
 
+/* VMOVDQU64 of ZMM @reg (0..7): 6F loads, 7F stores. */
+static void put_zmm(struct code *c, u8 op, unsigned reg, unsigned base, u32 disp)
+{
+    PUT(c, 0x62, (u8)(0xd1 | (~base >> 3 & 1) << 5), 0xfe, 0x48, op);
+    put_mem(c, reg, base, disp);
+}
+
+/* KMOVQ of @reg and memory: 90 loads, 91 stores. */
+static void put_kmov(struct code *c, u8 op, unsigned reg, unsigned base, u32 disp)
+{
+    PUT(c, 0xc4, (u8)(0xc1 | (~base >> 3 & 1) << 5), 0xf8, op);
+    put_mem(c, reg, base, disp);
+}
+
 /* 64-bit (or byte) general-purpose register moves: op 8B load, 89 store, 8A/88 bytes. */
 static void put_gpr(struct code *c, u8 op, unsigned reg, unsigned base, u32 disp)
 {
@@ -170,7 +193,7 @@ static void put_gpr(struct code *c, u8 op, unsigned reg, unsigned base, u32 disp
     put_mem(c, reg, base, disp);
 }
 
-enum { KIND_NONE, KIND_VEC, KIND_MMX, KIND_GPR, KIND_GPR8 };
+enum { KIND_NONE, KIND_VEC, KIND_MMX, KIND_GPR, KIND_GPR8, KIND_MASK };
 
 static unsigned kind_of(const struct operand *o)
 {
@@ -181,6 +204,8 @@ static unsigned kind_of(const struct operand *o)
         return KIND_MMX;
     case OPND_GPR_REG: case OPND_GPR_RM: case OPND_GPR_VVVV: case OPND_GPR_OP:
         return o->size == 1 ? KIND_GPR8 : KIND_GPR;
+    case OPND_MASK_REG: case OPND_MASK_RM:
+        return KIND_MASK;
     }
     return KIND_NONE;
 }
@@ -190,9 +215,9 @@ enum slot { SLOT_REG, SLOT_RM, SLOT_VVVV, SLOT_IS4, SLOT_COUNT };
 static int slot_of(const struct operand *o)
 {
     switch (o->kind) {
-    case OPND_VEC_REG: case OPND_MMX_REG: case OPND_GPR_REG:
+    case OPND_VEC_REG: case OPND_MMX_REG: case OPND_GPR_REG: case OPND_MASK_REG:
         return SLOT_REG;
-    case OPND_VEC_RM: case OPND_MMX_RM: case OPND_GPR_RM: case OPND_GPR_OP:
+    case OPND_VEC_RM: case OPND_MMX_RM: case OPND_GPR_RM: case OPND_GPR_OP: case OPND_MASK_RM:
         return SLOT_RM;
     case OPND_VEC_VVVV: case OPND_GPR_VVVV:
         return SLOT_VVVV;
@@ -205,12 +230,15 @@ static int slot_of(const struct operand *o)
 /* Canonical host registers. General-purpose ones avoid the pointers (RDI RSI RDX RCX R8). */
 static const u8 canonical_gpr[SLOT_COUNT] = { RAX, R9, R11, 0 };
 #define CANONICAL_VEC(slot) ((slot) + 1u)
+#define CANONICAL_MASK(slot) ((slot) + 2u) /* K1 is the instruction's own */
 
 /* RCP and RSQRT approximations, logic, moves and shuffles do not (SDM vol. 1, 11.5.2 "SIMD Floating-Point
  * Exception Conditions": the instructions each exception names). */
 bool borrow_uses_mxcsr(const struct insn_row *row)
 {
     unsigned op = row->opcode;
+    if (row->vex == 2)
+        return row->evex & EVEX_MXCSR;
     switch (row->map) {
     case 1:
         if (op == 0x52 || op == 0x53)
@@ -231,6 +259,8 @@ static unsigned host_alignment(const struct insn_row *row, unsigned size)
     unsigned op = row->opcode;
     if (size < 16)
         return 1;
+    if (row->vex == 2)
+        return row->checks & CHK_ALIGN16 ? size : 1;
     if (row->vex) { /* only the moves that say so need alignment (SDM vol. 1, 14.9 "Memory Alignment") */
         bool aligned = (row->map == 1 && (op == 0x28 || op == 0x29 || op == 0x2b || op == 0xe7 ||
                                           ((op == 0x6f || op == 0x7f) && row->pp == 1))) ||
@@ -274,6 +304,7 @@ static struct place place_of(unsigned kind)
     case KIND_MMX: return (struct place){ offsetof(struct vcpu, x87.st), 4, 7 };
     case KIND_GPR: return (struct place){ offsetof(struct vcpu, gpr), 3, 15 };
     case KIND_GPR8: return (struct place){ offsetof(struct vcpu, gpr), 0, 127 };
+    case KIND_MASK: return (struct place){ offsetof(struct vcpu, k), 3, 7 };
     }
     return (struct place){ 0, 0, 0 };
 }
@@ -301,6 +332,28 @@ static void put_vex_result(const struct borrow *b, struct code *c, unsigned reg,
         PUT(c, 0xc4, 0x41, 0x01, 0xef, 0xff); /* vpxor xmm15, xmm15, xmm15 */
         put_vex(c, 0x7f, 1, 15, base, disp + 32);
     }
+}
+
+/* What an EVEX instruction's opmask means for its memory operand. */
+static void plan_mask(struct thunk *t, const struct insn *i)
+{
+    const struct insn_row *row = insn_row(i);
+    t->masked_reg = i->mask;
+    t->no_exceptions = i->flags & INSN_RND;
+    t->masked = i->mask && t->mem_access;
+    if (!t->masked)
+        return;
+    t->elem = row->elem;
+    t->packed = row->evex & EVEX_PACKED;
+    t->no_suppression = row->evex & EVEX_NF;
+    unsigned vector = 16u << i->vl, bytes = t->mem_size;
+    if (row->evex & EVEX_REPEATED && !(t->mem_access & 2))
+        bytes = vector;
+    else if (i->flags & INSN_BCST) /* as many elements as without the broadcast */
+        for (unsigned n = 0; n < row->nopnd; n++)
+            if (row->opnd[n].kind == OPND_VEC_RM)
+                bytes = row->opnd[n].size < OPSZ_X ? row->opnd[n].size : vector >> (row->opnd[n].size - OPSZ_X);
+    t->mask_bits = (u8)(bytes / t->elem);
 }
 
 static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, const struct insn *i)
@@ -334,7 +387,9 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
                           (kinds[SLOT_RM] == KIND_MMX && (access[SLOT_RM] & 2) ? 2 : 0));
     t->mxcsr = borrow_uses_mxcsr(row);
     if (row->map == 1 && row->opcode == 0x5a && row->pp & 1) /* 66: packed, F2: scalar */
-        t->narrowing = row->pp == 3 ? 1 : row->vex && i->vl ? 4 : 2;
+        t->narrowing = row->pp == 3 || i->flags & INSN_BCST ? 1 : (u8)(2 << i->vl);
+    if (row->vex == 2)
+        plan_mask(t, i);
     if (t->mem_access)
         t->align = (u8)host_alignment(row, t->mem_size);
 
@@ -346,6 +401,10 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         regs.rm = canonical_gpr[SLOT_RM];
     if (kinds[SLOT_VVVV] == KIND_GPR)
         regs.vvvv = canonical_gpr[SLOT_VVVV];
+    if (kinds[SLOT_REG] == KIND_MASK)
+        regs.reg = CANONICAL_MASK(SLOT_REG);
+    if (kinds[SLOT_RM] == KIND_MASK)
+        regs.rm = CANONICAL_MASK(SLOT_RM);
 
     PUT(c, 0xf3, 0x0f, 0x1e, 0xfa); /* endbr64 */
     u32 flags = row->flags_written | row->flags_undefined;
@@ -370,6 +429,9 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         case KIND_VEC:
             if (!row->vex) {
                 put_sse(c, 0xf3, 0x6f, n, pointer[s], 0);
+            } else if (row->vex == 2) {
+                if (access[s] & 1 || (i->mask && !(i->flags & INSN_ZERO)))
+                    put_zmm(c, 0x6f, n, pointer[s], 0);
             } else if (access[s] & 1) {
                 put_vex(c, 0x6f, i->vl ? 1 : 0, n, pointer[s], 0);
                 ymm |= i->vl;
@@ -384,8 +446,14 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         case KIND_GPR8:
             put_gpr(c, 0x8a, canonical_gpr[s], pointer[s], 0);
             break;
+        case KIND_MASK:
+            if (access[s] & 1)
+                put_kmov(c, 0x90, CANONICAL_MASK(s), pointer[s], 0);
+            break;
         }
     }
+    if (t->masked_reg)
+        put_kmov(c, 0x90, 1, pointer[SLOT_IS4], 0);
     if (m.xmm0_read)
         put_sse(c, 0xf3, 0x6f, 0, RDI, offsetof(struct vcpu, vec[0]));
 
@@ -401,6 +469,8 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         case KIND_VEC:
             if (!row->vex)
                 put_sse(c, 0xf3, 0x7f, n, pointer[s], 0);
+            else if (row->vex == 2)
+                put_zmm(c, 0x7f, n, pointer[s], 0);
             else
                 put_vex_result(b, c, n, pointer[s], 0);
             ymm |= row->vex;
@@ -414,8 +484,12 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
         case KIND_GPR8:
             put_gpr(c, 0x88, canonical_gpr[s], pointer[s], 0);
             break;
+        case KIND_MASK:
+            put_kmov(c, 0x91, CANONICAL_MASK(s), pointer[s], 0);
+            break;
         }
     }
+    ymm |= row->vex == 2;
     if (m.rcx_written)
         put_gpr(c, 0x89, RCX, RDI, offsetof(struct vcpu, gpr[RCX]));
     if (m.xmm0_written) {
@@ -612,6 +686,19 @@ static bool narrowing_inexact(u64 bits, bool daz)
     return 63 - __builtin_clzll(fraction) - __builtin_ctzll(fraction) >= 24;
 }
 
+/* The elements of the memory operand that the mask selects. */
+static u64 selected_elements(const struct thunk *t, u64 mask)
+{
+    unsigned n = t->mem_size / t->elem;
+    if (t->mask_bits < 64)
+        mask &= (1ull << t->mask_bits) - 1;
+    if (t->packed)
+        n = (unsigned)__builtin_popcountll(mask), mask = ~0ull;
+    for (unsigned bits = n; bits < t->mask_bits && !t->packed; bits += n) /* an element that several bits stand for */
+        mask |= mask >> bits;
+    return n < 64 ? mask & ((1ull << n) - 1) : mask;
+}
+
 /*
  * Some exception is unmasked (or MXCSR has bits the host lacks): run masked on copies, then decide.
  * One flag is not the hardware's to the letter: with an unmasked underflow or overflow of a
@@ -629,8 +716,20 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
     for (unsigned n = 0; n < 2; n++)
         if (at[n] && size[n] > 1)
             memcpy(saved[n].b, at[n], size[n]);
-    u8 n_source[32]; /* the destination may be the source */
+    u8 n_source[64]; /* the destination may be the source */
     memcpy(n_source, o->rm, t->narrowing * 8u);
+    u64 selected = t->masked_reg ? load64(o->is4) : ~0ull;
+    if (t->masked)
+        selected = selected_elements(t, selected);
+    if (t->no_exceptions) { /* flags stay; flush-to-zero counts only where the guest masks underflow (SDM vol. 1, 10.2.3.3) */
+        v->mxcsr = (guest & MXCSR_PLAIN_CONTROL) | MXCSR_MASKS;
+        if (unmasked & BIT(4))
+            v->mxcsr &= ~BIT(15);
+        t->simd(v, o->reg, o->rm, o->vvvv, o->is4);
+        _mm_setcsr(HOST_MXCSR);
+        v->mxcsr = guest;
+        return;
+    }
     u32 run = (guest & 0xffc0u & ~MXCSR_FLAGS) | MXCSR_MASKS;
     u32 raised = 0;
     if (unmasked & BIT(4)) {
@@ -652,7 +751,7 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
     if (t->narrowing && (raised & unmasked & (BIT(3) | BIT(4)))) {
         raised &= ~BIT(5);
         for (unsigned n = 0; n < t->narrowing; n++)
-            if (narrowing_inexact(load64(n_source + 8 * n), guest & BIT(6)))
+            if (selected >> n & 1 && narrowing_inexact(load64(n_source + 8 * n), guest & BIT(6)))
                 raised |= BIT(5);
         if (raised & ~unmasked & BIT(3))
             raised |= BIT(5);
@@ -696,6 +795,40 @@ static noinline void run_memory_slow(struct vcpu *v, const struct insn *i, const
     run_simd(v, t, o);
     if (t->mem_access & 2)
         mem_write_bytes(v, i->seg, ea, buf, t->mem_size);
+}
+
+/* A memory operand under a mask that cannot be accessed as a whole. */
+static noinline void run_masked_slow(struct vcpu *v, const struct insn *i, const struct thunk *t, struct operands *o, u64 ea)
+{
+    _Alignas(64) u8 buf[64] = { 0 };
+    u64 selected = selected_elements(t, v->k[i->mask]);
+    if (t->mem_access & 1) {
+        if (t->no_suppression)
+            mem_read_bytes(v, i->seg, ea, buf, t->mem_size);
+        else
+            masked_load(v, i->seg, ea, buf, t->elem, selected);
+    }
+    if (t->mem_access & 2) { /* a fault leaves MXCSR as it was */
+        if (t->no_suppression)
+            mem_probe_write(v, i->seg, ea, t->mem_size);
+        masked_probe_write(v, i->seg, ea, t->elem, selected);
+    }
+    o->rm = buf;
+    run_simd(v, t, o);
+    if (t->mem_access & 2)
+        masked_store(v, i->seg, ea, buf, t->elem, selected);
+}
+
+static noinline void run_masked(struct vcpu *v, const struct insn *i, const struct thunk *t, struct operands *o)
+{
+    u64 ea = insn_ea(v, i);
+    void *host = v->seg_check & BIT(i->seg) ? NULL : direct(v, t, (v->seg_base[i->seg] + ea) & v->linear_mask);
+    if (host && !(t->mxcsr && (t->mem_access & 2))) {
+        o->rm = host;
+        run_simd(v, t, o);
+    } else {
+        run_masked_slow(v, i, t, o, ea);
+    }
 }
 
 static void mark_mmx(struct vcpu *v, const struct insn *i, const struct thunk *t)
@@ -750,6 +883,13 @@ void insn_borrow(struct vcpu *v, const struct insn *i)
         place_at(v, &t->vvvv, i->vvvv),
         place_at(v, &t->is4, (unsigned)i->imm >> 4),
     };
+    if (unlikely(t->masked_reg)) {
+        o.is4 = &v->k[i->mask];
+        if (t->masked) {
+            run_masked(v, i, t, &o);
+            return;
+        }
+    }
     if (t->mem_access) {
         u64 ea = insn_ea(v, i);
         gva_t la = seg_linear(v, i->seg, ea, t->mem_size, t->mem_access & 2 ? ACCESS_WRITE : ACCESS_READ);

@@ -33,24 +33,24 @@ static const u8 feature_source[FEAT_COUNT] = {
     [FEAT_AVX] = BORROWED,
     [FEAT_F16C] = BORROWED,
     [FEAT_AVX2] = BORROWED,
-    [FEAT_AVX512F] = ABSENT,
-    [FEAT_AVX512DQ] = ABSENT,
-    [FEAT_AVX512_IFMA] = ABSENT,
-    [FEAT_AVX512CD] = ABSENT,
+    [FEAT_AVX512F] = BORROWED,
+    [FEAT_AVX512DQ] = BORROWED,
+    [FEAT_AVX512_IFMA] = BORROWED,
+    [FEAT_AVX512CD] = BORROWED,
     [FEAT_SHA_NI] = BORROWED,
-    [FEAT_AVX512BW] = ABSENT,
-    [FEAT_AVX512VL] = ABSENT,
-    [FEAT_AVX512_VBMI] = ABSENT,
-    [FEAT_AVX512_VBMI2] = ABSENT,
+    [FEAT_AVX512BW] = BORROWED,
+    [FEAT_AVX512VL] = BORROWED,
+    [FEAT_AVX512_VBMI] = BORROWED,
+    [FEAT_AVX512_VBMI2] = BORROWED,
     [FEAT_GFNI] = BORROWED,
     [FEAT_VAES] = BORROWED,
     [FEAT_VPCLMULQDQ] = BORROWED,
-    [FEAT_AVX512_VNNI] = ABSENT,
-    [FEAT_AVX512_BITALG] = ABSENT,
-    [FEAT_AVX512_VPOPCNTDQ] = ABSENT,
-    [FEAT_AVX512_FP16] = ABSENT,
+    [FEAT_AVX512_VNNI] = BORROWED,
+    [FEAT_AVX512_BITALG] = BORROWED,
+    [FEAT_AVX512_VPOPCNTDQ] = BORROWED,
+    [FEAT_AVX512_FP16] = BORROWED,
     [FEAT_AVX_VNNI] = BORROWED,
-    [FEAT_AVX512_BF16] = ABSENT,
+    [FEAT_AVX512_BF16] = BORROWED,
     [FEAT_SSE4A] = BORROWED,
     [FEAT_DTES64] = ABSENT,
     [FEAT_PDCM] = ABSENT,
@@ -206,6 +206,11 @@ static bool host_has(const struct cpu_feature_info *info)
     __cpuid(1, r[0], r[1], r[2], r[3]);
     if (!(r[2] & BIT(27))) /* OSXSAVE: without it XGETBV is undefined and the kernel saves no YMM */
         return false;
+    if (zmm) { /* the borrowed ALU moves 64-bit masks whatever the instruction: AVX512BW */
+        __cpuid_count(7, 0, r[0], r[1], r[2], r[3]);
+        if (!(r[1] & BIT(30)))
+            return false;
+    }
     u64 need = zmm ? 0xe6 : 0x6;
     return (host_xcr0() & need) == need;
 }

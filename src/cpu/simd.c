@@ -4,6 +4,7 @@
  */
 #include "cpu/bodies_simd.h"
 #include "cpu/borrow.h"
+#include "cpu/evex.h"
 #include "cpu/isa/encode.h"
 
 void insn_emms(struct vcpu *v, const struct insn *i)
@@ -32,32 +33,6 @@ void insn_ldmxcsr(struct vcpu *v, const struct insn *i)
 }
 
 void insn_stmxcsr(struct vcpu *v, const struct insn *i) { mem_write32(v, i->seg, insn_ea(v, i), v->mxcsr); }
-
-/*
- * Memory under a mask: one bit of @mask per element of @size bytes. Only selected elements are
- * accessed, run by run of neighbours; all are checked before the first is written.
- */
-static void masked_load(struct vcpu *v, unsigned seg, u64 ea, u8 *buf, unsigned size, u32 mask)
-{
-    while (mask) {
-        unsigned first = (unsigned)__builtin_ctz(mask), n = (unsigned)__builtin_ctz(~(mask >> first));
-        mem_read_bytes(v, seg, ea + first * size, buf + first * size, n * size);
-        mask &= (u32)~(((1ull << n) - 1) << first);
-    }
-}
-
-static void masked_store(struct vcpu *v, unsigned seg, u64 ea, const u8 *buf, unsigned size, u32 mask)
-{
-    for (int pass = 0; pass < 2; pass++)
-        for (u32 left = mask; left;) {
-            unsigned first = (unsigned)__builtin_ctz(left), n = (unsigned)__builtin_ctz(~(left >> first));
-            if (pass == 0)
-                mem_probe_write(v, seg, ea + first * size, n * size);
-            else
-                mem_write_bytes(v, seg, ea + first * size, buf + first * size, n * size);
-            left &= (u32)~(((1ull << n) - 1) << first);
-        }
-}
 
 /* The sign bits of @count elements of @size bytes. */
 static u32 sign_mask(const u8 *p, unsigned size, unsigned count)

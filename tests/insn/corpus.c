@@ -70,6 +70,26 @@ static void vex(corpus_fn *fn, void *opaque)
                     }
 }
 
+/* EVEX: every opcode and form under the payload bits that change its meaning. */
+static void evex(corpus_fn *fn, void *opaque)
+{
+    static const u8 p2[] = {0x08, 0x28, 0x48, 0x18, 0x58, 0x68, 0x78, 0x09, 0x49, 0xcb, 0x8b, 0x5a, 0x00, 0x42}; /* z L'L b V' aaa */
+    static const u8 maps[] = {1, 2, 3, 5, 6};
+    for (unsigned mode = 1; mode < 3; mode++)
+        for (unsigned m = 0; m < ARRAY_SIZE(maps); m++)
+            for (unsigned wpp = 0; wpp < 8; wpp++)
+                for (unsigned op = 0; op < 256; op++)
+                    for (unsigned n = 0; n < ARRAY_SIZE(p2); n++)
+                        for (unsigned form = 0; form < (n < 3 ? 24 : 3); form++) { /* register, memory, disp8 */
+                            static const u8 mod_rm[3] = {0xc1, 0x03, 0x44};
+                            u8 modrm = (u8)(mod_rm[form % 3] | (form / 3) << 3);
+                            u8 vvvv = n & 1 ? 0x78 : 0x50, p0 = n % 3 == 2 && mode == 2 ? 0xa0 : 0xf0;
+                            u8 b[16] = {0x62, (u8)(p0 | maps[m]), (u8)((wpp & 4) << 5 | vvvv | 4 | (wpp & 3)), p2[n], (u8)op, modrm};
+                            fill(b, 6);
+                            fn(opaque, (enum code_mode)mode, b);
+                        }
+}
+
 static void random_bytes(corpus_fn *fn, void *opaque)
 {
     for (unsigned n = 0; n < CORPUS_RANDOM; n++) {
@@ -89,5 +109,6 @@ void corpus_each(corpus_fn *fn, void *opaque)
     random_state = 0x9e3779b97f4a7c15ull;
     legacy(fn, opaque);
     vex(fn, opaque);
+    evex(fn, opaque);
     random_bytes(fn, opaque);
 }

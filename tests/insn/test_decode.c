@@ -281,12 +281,102 @@ static void test_length(void **state)
     assert_int_equal(i.len, sizeof(code));
 }
 
+static void test_evex(void **state)
+{
+    struct insn i = decode(CODE_64, "62 21 9d c7 58 84 c8 00 01 00 00"); /* vaddpd zmm24 {k7}{z}, zmm28, [rax + r9*8 + 256] */
+    assert_int_equal(i.row, ROW_VADDPD_Vx_Hx_Wx_EVEX);
+    assert_int_equal(i.reg, 24);
+    assert_int_equal(i.vvvv, 28);
+    assert_int_equal(i.mask, 7);
+    assert_true(i.flags & INSN_ZERO);
+    assert_int_equal(i.vl, 2);
+    assert_int_equal(operand_bytes(&i, 2), 64);
+    assert_ea(&i, SEG_DS, RAX, R9, 3, 256);
+    assert_int_equal(decode(CODE_64, "62 01 95 40 58 c7").rm, 31);
+
+    /* The scale of an 8-bit displacement, and how much memory that is. */
+    static const struct { const char *hex; s64 disp; unsigned operand, bytes; } tuples[] = {
+        {"62 f1 74 48 58 40 01", 64, 2, 64},         /* vaddps zmm: FULL */
+        {"62 f1 74 28 58 40 01", 32, 2, 32},         /* ymm */
+        {"62 f1 74 58 58 40 ff", -4, 2, 4},          /* broadcast of 32 bits */
+        {"62 f1 f5 38 58 40 02", 16, 2, 8},          /* of 64 */
+        {"62 f1 7c 48 5a 40 01", 32, 1, 32},         /* vcvtps2pd zmm: HALF */
+        {"62 f1 7c 58 5a 40 01", 4, 1, 4},
+        {"62 f2 7e 48 22 40 01", 8, 0, 8},           /* vpmovsqb m64, zmm: EIGHTHMEM */
+        {"62 f1 76 08 58 40 03", 12, 2, 4},          /* vaddss: T1S */
+        {"62 f2 fd 48 1b 40 01", 32, 1, 32},         /* vbroadcastf64x4: T4 */
+        {"62 f1 75 48 f2 40 01", 16, 2, 16},         /* vpslld zmm, zmm, xmm/m128: M128 */
+        {"62 f1 ff 08 12 40 01", 8, 1, 8},           /* vmovddup xmm: DUP */
+        {"62 f1 ff 48 12 40 01", 64, 1, 64},
+        {"62 f3 75 38 43 40 01 00", 4, 2, 4},        /* vshufi32x4 ymm, broadcast, in a row of one length */
+        {"62 f2 7d 48 8a 40 01", 4, 0, 64},          /* vcompressps: one element is the unit, a vector at most */
+        {"62 f1 f6 08 2a 40 01", 8, 2, 8},           /* vcvtsi2ss r/m64 */
+        {"62 f3 75 08 20 40 05 00", 5, 2, 1},        /* vpinsrb */
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(tuples); n++) {
+        i = decode(CODE_64, tuples[n].hex);
+        if (i.row == ROW_UD || i.disp != tuples[n].disp || operand_bytes(&i, tuples[n].operand) != tuples[n].bytes)
+            fail_msg("%s: %s, displacement %lld, %u bytes", tuples[n].hex, insn_rows[i.row].mnemonic, (long long)i.disp,
+                     operand_bytes(&i, tuples[n].operand));
+    }
+
+    i = decode(CODE_64, "62 f1 74 78 58 c2"); /* vaddps zmm0, zmm1, zmm2, {rz-sae}: L'L is the rounding mode */
+    assert_true(i.flags & INSN_RND);
+    assert_int_equal(i.vl, 3);
+    assert_int_equal(operand_bytes(&i, 2), 64);
+    /* What is ignored: X with a general-purpose register in rm, X and B with a mask register. */
+    assert_int_equal(decode(CODE_64, "62 b1 7d 08 6e c0").rm, 0);
+    assert_int_equal(decode(CODE_64, "62 92 fe 08 28 c1").rm, 1);
+    /* In 32-bit code vectors have three bits. */
+    i = decode(CODE_32, "62 f1 34 48 58 c2");
+    assert_int_equal(i.vvvv, 1);
+
+    static const char *const undefined[] = {
+        "62 f1 74 68 58 c2",       /* L'L = 3 without rounding */
+        "62 f1 76 68 58 c2",       /* also for a scalar */
+        "62 f1 74 c8 58 c2",       /* z without a mask */
+        "62 f1 7c c9 11 00",       /* z with a memory destination */
+        "62 f1 74 c9 c2 c2 00",    /* z with a mask destination */
+        "62 71 74 48 c2 c2 00",    /* R with a mask destination */
+        "62 e1 74 48 c2 c2 00",    /* R' with one */
+        "62 e1 7e 08 2d c0",       /* R' with a general-purpose destination */
+        "62 f1 74 40 5b c2",       /* V' without a register in vvvv: vcvtdq2ps */
+        "62 f1 74 18 c6 c2 00",    /* b of registers without rounding or SAE: vshufps */
+        "62 f1 75 58 fc 00",       /* broadcast of bytes: vpaddb */
+        "62 f9 74 48 58 c2",       /* a reserved bit of P0 */
+        "62 f1 70 48 58 c2",       /* a fixed bit of P1 */
+        "66 62 f1 74 48 58 c2",    /* a prefix before it */
+        "62 f2 7d 48 90 04 10",    /* a gather without a mask */
+        "62 f2 7d 49 90 04 00",    /* into its own index */
+        "62 f6 6e 48 d6 d3",       /* vfmulcph zmm2, zmm2, zmm3 */
+        "62 f1 74 09 77 c0",       /* VZEROUPPER has no such form */
+    };
+    for (unsigned n = 0; n < ARRAY_SIZE(undefined); n++)
+        if (decode(CODE_64, undefined[n]).row != ROW_UD)
+            fail_msg("%s is not undefined", undefined[n]);
+    assert_int_equal(decode(CODE_32, "62 f1 74 40 58 c2").row, ROW_UD); /* V' outside 64-bit mode */
+    assert_string_equal(insn_rows[decode(CODE_32, "62 00").row].mnemonic, "BOUND");
+    assert_int_equal(decode(CODE_64, "c5 6c 41 cb").row, ROW_UD); /* kandw k9 */
+    assert_int_equal(decode(CODE_64, "c5 bc 41 cb").row, ROW_UD); /* kandw from k8 */
+
+    /* Lengths below 512 bits want AVX512VL, save with rounding and for scalars. */
+    u8 features[FEAT_COUNT];
+    memset(features, 1, sizeof(features));
+    features[FEAT_AVX512VL] = 0;
+    struct decode_ctx no_vl = {.mode = CODE_64, .features = features};
+    assert_int_equal(decode_with(&no_vl, "62 f1 74 28 58 c2", DECODE_OK).row, ROW_UD);
+    assert_int_equal(decode_with(&no_vl, "62 f3 75 28 43 c2 00", DECODE_OK).row, ROW_UD); /* a row of one length */
+    assert_int_equal(decode_with(&no_vl, "62 f1 74 48 58 c2", DECODE_OK).row, ROW_VADDPS_Vx_Hx_Wx_EVEX);
+    assert_int_equal(decode_with(&no_vl, "62 f1 74 18 58 c2", DECODE_OK).row, ROW_VADDPS_Vx_Hx_Wx_EVEX);
+    assert_int_not_equal(decode_with(&no_vl, "62 f1 76 08 58 c2", DECODE_OK).row, ROW_UD);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_addressing_16), cmocka_unit_test(test_addressing_64), cmocka_unit_test(test_byte_registers),
         cmocka_unit_test(test_prefixes), cmocka_unit_test(test_immediates), cmocka_unit_test(test_operand_sizes),
-        cmocka_unit_test(test_vex), cmocka_unit_test(test_features), cmocka_unit_test(test_system_registers),
+        cmocka_unit_test(test_vex), cmocka_unit_test(test_evex), cmocka_unit_test(test_features), cmocka_unit_test(test_system_registers),
         cmocka_unit_test(test_length),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

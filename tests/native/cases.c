@@ -102,14 +102,16 @@ static void fill_pool(void)
 static void rnd_state(struct state *s)
 {
     memset(s, 0, sizeof(*s));
-    for (unsigned n = 0; n < 16; n++) {
+    for (unsigned n = 0; n < 16; n++)
         s->gpr[n] = rnd_int();
-        for (unsigned k = 0; k < (nat_mask & 4 ? 4 : 2); k++)
-            s->vec[n].q[k] = rnd_lane();
-        if (chance(30)) /* lanes of one type make interesting vector operations */
-            for (unsigned k = 0; k < (nat_mask & 4 ? 4 : 2); k++)
-                s->vec[n].q[k] = n & 1 ? rnd_double() : rnd_float() | (u64)rnd_float() << 32;
+    for (unsigned n = 0; n < VECTORS; n++) {
+        bool one_type = chance(30); /* lanes of one type make interesting vector operations */
+        for (unsigned k = 0; k < LANES; k++)
+            s->vec[n].q[k] = !one_type ? rnd_lane() : n & 1 ? rnd_double() : rnd_float() | (u64)rnd_float() << 32;
     }
+    if (nat_mask & XCR0_OPMASK)
+        for (unsigned n = 0; n < 8; n++)
+            s->k[n] = chance(20) ? ~0ull : chance(10) ? 0 : chance(40) ? rnd() & rnd() & rnd() : rnd();
     s->rflags = 0x202 | (rnd() & FL_ARITH) | (chance(30) ? FL_DF : 0);
     s->mxcsr = 0x1f80;
     if (chance(50))
@@ -223,6 +225,29 @@ const struct decode_ctx *ctx64(void)
     return &ctx;
 }
 
+bool emulated_host;
+
+/* An EVEX prefix of @row. The fields that choose the row are as the row has them, most of the time. */
+static u8 *random_evex(const struct insn_row *row, u8 *p)
+{
+    const char *e = row->encoding;
+    bool vvvv = false, rm_field = true; /* X extends a vector register in ModRM.rm, or is the index's */
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        vvvv |= row->opnd[n].kind == OPND_VEC_VVVV;
+        rm_field &= row->opnd[n].kind != OPND_GPR_RM && row->opnd[n].kind != OPND_MASK_RM;
+    }
+    bool high = vvvv || (strstr(e, "vsib") && !emulated_host);
+    u8 w = strstr(e, ".W1") ? 0x80 : strstr(e, ".W0") || emulated_host ? 0 : (u8)rnd() & 0x80;
+    u8 length = strstr(e, ".128.") ? 0 : strstr(e, ".256.") ? 0x20 : strstr(e, ".512.") ? 0x40 : (u8)(rnd_below(3) << 5);
+    if (chance(15))
+        length = (u8)rnd() & 0x60;
+    *p++ = 0x62;
+    *p++ = (u8)((rnd() & 0xf0) | (emulated_host && !rm_field ? 0x60 : 0) | row->map);
+    *p++ = (u8)(w | (vvvv ? rnd() & 0x78 : 0x78) | 4 | row->pp);
+    *p++ = (u8)(length | (high ? rnd() & 8 : 8) | (chance(25) ? 0x10 : 0) | (chance(60) ? rnd() & (chance(40) ? 0x87 : 7) : 0));
+    return p;
+}
+
 static void random_encoding(const struct insn_row *row, u8 *p)
 {
     static const u8 mandatory[] = { 0, 0x66, 0xf3, 0xf2 };
@@ -249,6 +274,10 @@ static void random_encoding(const struct insn_row *row, u8 *p)
             *p++ = 0x38;
         else if (row->map == 3)
             *p++ = 0x3a;
+    } else if (row->vex == 2) {
+        if (chance(5))
+            *p++ = 0x67;
+        p = random_evex(row, p);
     } else {
         if (chance(5))
             *p++ = 0x67;
@@ -268,8 +297,11 @@ static void random_encoding(const struct insn_row *row, u8 *p)
             opcode = (u8)((opcode & ~7) | (rnd() & 7));
     *p++ = opcode;
     u8 modrm = (u8)rnd();
-    if (chance(40))
+    if (strstr(row->encoding, "mod=3") || chance(40))
         modrm |= 0xc0;
+    const char *digit = strstr(row->encoding, " /");
+    if (row->vex == 2 && digit && digit[2] != 'r')
+        modrm = (u8)((modrm & 0xc7) | (digit[2] - '0') << 3);
     *p++ = modrm;
     while (p < end)
         *p++ = chance(70) ? (u8)rnd() : (u8)(rnd_below(4) - 2);
@@ -419,9 +451,9 @@ static void set_the_stage(struct testcase *t)
     if (row->map == 0 && (row->opcode == 0xe2 || row->opcode == 0xe1 || row->opcode == 0xe0) && chance(50))
         g[RCX] = rnd_below(3);
     if ((i->flags & INSN_VSIB) != 0) {
-        union vec_reg *x = &t->in.vec[i->index & 15];
+        union vec_reg *x = &t->in.vec[i->index];
         bool qword = row->opcode & 1;
-        for (unsigned n = 0; n < 8; n++)
+        for (unsigned n = 0; n < 2 * LANES; n++)
             x->d[n] = qword && (n & 1) ? 0 : (u32)rnd_below(200);
     }
     /* BT m, r: the register reaches beyond the operand. */
@@ -459,9 +491,9 @@ static void set_the_stage(struct testcase *t)
         store16(x + 2, (u16)(load16(x + 2) & 0x7f00));
         if (starts(row, "XRSTOR")) {
             memset(x + 512, 0, 64);
-            store64(x + 512, rnd_below(8));
+            store64(x + 512, rnd() & nat_mask);
             if (chance(40)) {
-                store64(x + 520, BIT64(63) | load64(x + 512) | rnd_below(8));
+                store64(x + 520, BIT64(63) | load64(x + 512) | (rnd() & nat_mask));
                 if (chance(20))
                     x[528 + rnd_below(48)] = 1;
             } else if (chance(10)) {
@@ -485,8 +517,8 @@ static unsigned memory_align(const struct insn *i)
     if (starts(row, "FXSAVE") || starts(row, "FXRSTOR"))
         return 16;
     for (unsigned n = 0; n < row->nopnd; n++)
-        if (operand_bytes(i, n) == 32)
-            return 32;
+        if (operand_bytes(i, n) >= 32)
+            return operand_bytes(i, n);
     return 16;
 }
 
@@ -562,6 +594,10 @@ static void mutate(struct testcase *t)
         case 2: *last ^= (u8)((1 + rnd_below(15)) << 3); break; /* vvvv */
         default: *last ^= 0x80; break;                       /* W, or R */
         }
+        return;
+    }
+    if (t->insn.flags & INSN_EVEX && !emulated_host && chance(70)) {
+        b[(b[0] == 0x67 ? 1u : 0u) + 1 + rnd_below(3)] ^= (u8)(1u << rnd_below(8));
         return;
     }
     memmove(b + add, b, 32);

@@ -10,6 +10,7 @@
  */
 #include "native_diff.h"
 
+#include <fnmatch.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@ static const char help[] =
     "  --cases N          run that many cases instead; 1e8 is an hour's work or less\n"
     "  --seed S           other random numbers (default 1)\n"
     "  --row NAME         rows of that mnemonic only\n"
+    "  --match PATTERN    rows only whose encoding column matches: 'EVEX*'\n"
     "  --kind NAME        single, form or sequence only\n"
     "  --case N           that case only\n"
     "  --run 'CASE'       a case as text, as a failure prints it\n"
@@ -31,6 +33,7 @@ static const char help[] =
     "  --coverage         at the end, how often each row ran and faulted\n"
     "  --max-failures N   stop printing them after N (default 20)\n"
     "  --defined          do not compare flags that the manuals leave undefined\n"
+    "  --emulated         the host is an emulator: leave alone what emulators are known to differ in\n"
     "  --list             which rows are run, and why others are not\n"
     "\nInterrupted with ^C it ends as if the time were over. Exit status 1 when anything differs.\n";
 
@@ -42,7 +45,7 @@ struct row_stats {
 struct options {
     u64 seed, cases, only;
     double seconds;
-    const char *row, *corpus, *text, *log;
+    const char *row, *match, *corpus, *text, *log;
     int kind;
     unsigned max_failures;
     bool list, coverage, progress;
@@ -134,6 +137,8 @@ static int run_random(const struct options *o)
     struct row_stats *st = calloc(insn_row_count, sizeof(*st));
     for (unsigned r = 0; r < insn_row_count; r++) {
         const char *why = why_excluded(&insn_rows[r]);
+        if (o->match && fnmatch(o->match, insn_rows[r].encoding, 0))
+            continue;
         if (why)
             left_out++;
         else
@@ -144,6 +149,12 @@ static int run_random(const struct options *o)
     }
     if (o->list)
         return 0;
+    if (!count) {
+        printf("no row is run: %u left out with a reason\n", left_out);
+        free(rows);
+        free(st);
+        return 0;
+    }
 
     u64 tried = 0, done[CASE_KINDS] = { 0 };
     double start = now(), told = start;
@@ -221,7 +232,7 @@ int main(int argc, char **argv)
                                              { "case", 1, 0, 'c' }, { "run", 1, 0, 'x' }, { "corpus", 1, 0, 'f' }, { "log", 1, 0, 'o' },
                                              { "kind", 1, 0, 'k' }, { "list", 0, 0, 'l' }, { "coverage", 0, 0, 'v' },
                                              { "progress", 0, 0, 'p' }, { "max-failures", 1, 0, 'm' }, { "defined", 0, 0, 'd' },
-                                             { "help", 0, 0, 'h' }, { 0 } };
+                                             { "match", 1, 0, 'M' }, { "emulated", 0, 0, 'e' }, { "help", 0, 0, 'h' }, { 0 } };
     struct options o = { .seed = 1, .cases = ~0ull, .only = ~0ull, .seconds = 20, .kind = -1, .max_failures = 20 };
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
         switch (c) {
@@ -246,6 +257,8 @@ int main(int argc, char **argv)
         case 'p': o.progress = true; break;
         case 'm': o.max_failures = (unsigned)atoi(optarg); break;
         case 'd': exact_undefined = false; break;
+        case 'M': o.match = optarg; break;
+        case 'e': emulated_host = true; break;
         case 'h': fputs(help, stdout); return 0;
         default: return 2;
         }

@@ -26,10 +26,15 @@
 
 #define SEQUENCE_MAX 6u
 
+/* What the host has of the vector registers: how many, and quadwords of one. */
+#define VECTORS (nat_mask & XCR0_HI16_ZMM ? 32u : 16u)
+#define LANES (nat_mask & XCR0_ZMM_HI256 ? 8u : nat_mask & XCR0_AVX ? 4u : 2u)
+
 struct state {
     u64 gpr[16];
     u64 rip, rflags;
-    union vec_reg vec[16];
+    union vec_reg vec[32];
+    u64 k[8];
     u32 mxcsr;
     struct x87 x87;
     int vector; /* -1: none */
@@ -82,6 +87,11 @@ u64 rnd(void);
 u64 rnd_below(u64 n);
 bool chance(unsigned percent);
 const struct decode_ctx *ctx64(void);
+/*
+ * The host is an emulator itself: EVEX prefix bits that the processor ignores are set as assemblers do,
+ * vector indices stay below 16, and the element that a vector access faults on may differ.
+ */
+extern bool emulated_host;
 
 /* ---- compare.c ---- */
 extern char report[4096];

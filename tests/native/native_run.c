@@ -49,7 +49,7 @@ static void on_signal(int sig, siginfo_t *info, void *context)
         r->vector = -1;
         r->rip--;
     }
-    memcpy(r->xsave, uc->uc_mcontext.fpregs, sizeof(r->xsave));
+    memcpy(r->xsave, uc->uc_mcontext.fpregs, nat_mask & ~7u ? sizeof(r->xsave) : 832); /* what the kernel put there */
     siglongjmp(native_return, 1);
 }
 

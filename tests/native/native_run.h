@@ -2,13 +2,15 @@
 #pragma once
 #include "base/types.h"
 
+#define NATIVE_XSAVE 2688
+
 struct native_regs {
     u64 gpr[16];
     u64 rip, rflags;
     int vector;   /* of the exception it ended with, -1 for none */
     u32 error;
     u64 cr2;
-    _Alignas(64) u8 xsave[832]; /* standard format: x87, SSE, AVX */
+    _Alignas(64) u8 xsave[NATIVE_XSAVE]; /* standard format: x87, SSE, AVX, AVX-512 */
 };
 
 extern u32 nat_mask;            /* XCR0 bits of the image */

@@ -14,6 +14,16 @@ struct sides sides;
 
 /* ---- native side ---- */
 
+/* Where a component is in the image, as this host says. */
+static unsigned component_at(unsigned number)
+{
+    static unsigned at[8];
+    unsigned a, c, d;
+    if (!at[number])
+        __cpuid_count(0xd, number, a, at[number], c, d);
+    return at[number];
+}
+
 static void xsave_to_state(const u8 *x, struct state *s)
 {
     u64 bv = load64(x + 512);
@@ -36,12 +46,19 @@ static void xsave_to_state(const u8 *x, struct state *s)
             memcpy(s->vec[n].b, x + 160 + 16 * n, 16);
         if (avx)
             memcpy(s->vec[n].b + 16, x + 576 + 16 * n, 16);
+        if (bv & XCR0_ZMM_HI256)
+            memcpy(s->vec[n].b + 32, x + component_at(6) + 32 * n, 32);
+        if (bv & XCR0_HI16_ZMM)
+            memcpy(s->vec[16 + n].b, x + component_at(7) + 64 * n, 64);
     }
+    memset(s->k, 0, sizeof(s->k));
+    if (bv & XCR0_OPMASK)
+        memcpy(s->k, x + component_at(5), sizeof(s->k));
 }
 
 static void state_to_xsave(const struct state *s, u8 *x)
 {
-    memset(x, 0, 832);
+    memset(x, 0, NATIVE_XSAVE);
     store16(x, s->x87.fcw);
     store16(x + 2, s->x87.fsw);
     x[4] = s->x87.ftw;
@@ -51,7 +68,13 @@ static void state_to_xsave(const struct state *s, u8 *x)
     for (unsigned n = 0; n < 16; n++) {
         memcpy(x + 160 + 16 * n, s->vec[n].b, 16);
         memcpy(x + 576 + 16 * n, s->vec[n].b + 16, 16);
+        if (nat_mask & XCR0_HI16_ZMM) {
+            memcpy(x + component_at(6) + 32 * n, s->vec[n].b + 32, 32);
+            memcpy(x + component_at(7) + 64 * n, s->vec[16 + n].b, 64);
+        }
     }
+    if (nat_mask & XCR0_OPMASK)
+        memcpy(x + component_at(5), s->k, sizeof(s->k));
     store64(x + 512, nat_mask);
 }
 
@@ -141,8 +164,8 @@ void run_guest(const struct testcase *t, struct state *out)
     }
     memcpy(v->gpr, in->gpr, sizeof(v->gpr));
     cpu_put_rflags(v, in->rflags);
-    for (unsigned n = 0; n < 16; n++)
-        v->vec[n] = in->vec[n];
+    memcpy(v->vec, in->vec, sizeof(in->vec));
+    memcpy(v->k, in->k, sizeof(in->k));
     v->mxcsr = in->mxcsr;
     v->x87 = in->x87;
     raised.vector = -1;
@@ -159,8 +182,8 @@ void run_guest(const struct testcase *t, struct state *out)
     memcpy(out->gpr, v->gpr, sizeof(out->gpr));
     out->rip = v->rip;
     out->rflags = cpu_rflags(v);
-    for (unsigned n = 0; n < 16; n++)
-        out->vec[n] = v->vec[n];
+    memcpy(out->vec, v->vec, sizeof(out->vec));
+    memcpy(out->k, v->k, sizeof(out->k));
     out->mxcsr = v->mxcsr;
     out->x87 = v->x87;
     out->vector = raised.vector;
@@ -260,7 +283,7 @@ static void setup_native(void)
         die("the host has no XSAVE");
     u32 lo, hi;
     __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    nat_mask = lo & 7;
+    nat_mask = lo & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM);
     map_native(CODE_VA, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC, -1, 0);
     memset((void *)CODE_VA, 0xcc, 0x1000);
     int fd = memfd_create("data", 0);

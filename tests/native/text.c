@@ -1,7 +1,7 @@
 /*
  * A case as one line: the instructions' bytes in hexadecimal, then what differs from the plain state.
  *
- *   480fafc3 rax=7fffffffffffffff rbx=2 flags=202 x3=<64 digits> mxcsr=1f80 st0=3fff:8000000000000000 @20010040=11223344
+ *   480fafc3 rax=7fffffffffffffff rbx=2 flags=202 x3=<64 or 128 digits> k1=ff mxcsr=1f80 st0=3fff:8000000000000000 @20010040=11223344
  *
  * The plain state: registers 0 but RSP (the middle of the data), interrupt flag on, MXCSR 1f80, x87 as
  * FNINIT leaves it with all registers empty and zero, data zero. '#' begins a comment.
@@ -51,11 +51,14 @@ void case_print(FILE *f, const struct testcase *t)
         if (memcmp(a, b, fields[n].size))
             fprintf(f, " %s=%llx", fields[n].name, (unsigned long long)load_le(a, fields[n].size));
     }
-    for (unsigned n = 0; n < 16; n++)
-        if (memcmp(t->in.vec[n].b, z.in.vec[n].b, 32)) {
+    for (unsigned n = 0; n < 32; n++)
+        if (memcmp(t->in.vec[n].b, z.in.vec[n].b, 64)) {
             fprintf(f, " x%u=", n);
-            put_hex(f, t->in.vec[n].b, 32);
+            put_hex(f, t->in.vec[n].b, t->in.vec[n].q[4] | t->in.vec[n].q[5] | t->in.vec[n].q[6] | t->in.vec[n].q[7] ? 64 : 32);
         }
+    for (unsigned n = 0; n < 8; n++)
+        if (t->in.k[n])
+            fprintf(f, " k%u=%llx", n, (unsigned long long)t->in.k[n]);
     for (unsigned n = 0; n < 8; n++)
         if (memcmp(t->in.x87.st[n], z.in.x87.st[n], 10))
             fprintf(f, " st%u=%04x:%016llx", n, load16(t->in.x87.st[n] + 8), (unsigned long long)load64(t->in.x87.st[n]));
@@ -95,7 +98,9 @@ static bool set(struct testcase *t, const char *name, const char *value)
         return at < DATA_SIZE && get_hex(value, t->data + at, (unsigned)(DATA_SIZE - at));
     }
     if (name[0] == 'x' && isdigit((unsigned char)name[1]))
-        return atoi(name + 1) < 16 && get_hex(value, t->in.vec[atoi(name + 1)].b, 32);
+        return atoi(name + 1) < 32 && get_hex(value, t->in.vec[atoi(name + 1)].b, 64);
+    if (name[0] == 'k' && isdigit((unsigned char)name[1]) && atoi(name + 1) < 8)
+        return t->in.k[atoi(name + 1)] = x, true;
     if (!strncmp(name, "st", 2) && *end == ':' && atoi(name + 2) < 8) {
         u8 *st = t->in.x87.st[atoi(name + 2)];
         store64(st, strtoull(end + 1, NULL, 16));
@@ -167,6 +172,10 @@ void case_minimise(struct testcase *t)
         c.in.gpr[n] = z.in.gpr[n];
         try(t, &c);
         c.in.vec[n] = z.in.vec[n];
+        try(t, &c);
+        c.in.vec[16 + n] = z.in.vec[16 + n];
+        try(t, &c);
+        c.in.k[n & 7] = 0;
         try(t, &c);
     }
     c.in.mxcsr = z.in.mxcsr;

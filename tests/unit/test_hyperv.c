@@ -31,7 +31,7 @@ static void sent(void *opaque, u64 addr, u32 data)
     s->addr = addr;
     s->data = data;
 }
-static u32 fake_id(void *intc) { return 5; }
+static u32 sent_id(void *intc) { return 5; }
 
 static struct sent interrupts;
 static struct msi_sink sink = {.send = sent, .opaque = &interrupts};
@@ -44,7 +44,7 @@ static int setup_hyperv(void **state)
     struct guest *g = *state;
     static struct intc_ops intc;
     intc = fake_intc;
-    intc.id = fake_id;
+    intc.id = sent_id;
     vcpu_attach_intc(g->v, &intc, g);
     interrupts = (struct sent){0};
     partition = hyperv_new(&g->clock, g->pm, &sink);
@@ -197,7 +197,7 @@ static void automatic_eoi(void **state)
     struct guest *g = *state;
     static struct intc_ops intc;
     intc = fake_intc;
-    intc.id = fake_id;
+    intc.id = sent_id;
     intc.ack = acked_vector;
     intc.mmio_write = count_eoi;
     vcpu_attach_intc(g->v, &intc, g);

@@ -193,21 +193,20 @@ static enum decode_status undefined(struct insn *out, const u8 *start, const u8 
     return DECODE_OK;
 }
 
+/* log2 of an operand's size in bytes, a power of two. */
+static unsigned log2_size(unsigned bytes) { return (unsigned)__builtin_ctz(bytes); }
+
 /* log2 of the disp8 scale (SDM vol. 2 "Compressed Displacement (disp8*N) Support in EVEX"). */
-static unsigned disp8_shift(unsigned tuple, unsigned vl, unsigned bcst, bool broadcast)
+static unsigned disp8_shift(unsigned tuple, unsigned vl, unsigned elem, bool broadcast)
 {
+    if (broadcast)
+        return log2_size(elem);
     switch (tuple) {
-    case TUPLE_FULL:
-        return broadcast ? (bcst == 2 ? 1 : bcst == 4 ? 2 : 3) : 4 + vl;
-    case TUPLE_HALF:
-        return broadcast ? (bcst == 2 ? 1 : bcst == 4 ? 2 : 3) : 3 + vl;
-    case TUPLE_QUARTER:
-        return broadcast ? (bcst == 2 ? 1 : bcst == 4 ? 2 : 3) : 2 + vl;
-    case TUPLE_FULLMEM:
+    case TUPLE_FULL: case TUPLE_FULLMEM:
         return 4 + vl;
-    case TUPLE_HALFMEM:
+    case TUPLE_HALF: case TUPLE_HALFMEM:
         return 3 + vl;
-    case TUPLE_QUARTERMEM:
+    case TUPLE_QUARTER: case TUPLE_QUARTERMEM:
         return 2 + vl;
     case TUPLE_EIGHTHMEM:
         return 1 + vl;
@@ -215,24 +214,14 @@ static unsigned disp8_shift(unsigned tuple, unsigned vl, unsigned bcst, bool bro
         return 4;
     case TUPLE_DUP:
         return vl == 0 ? 3 : 4 + vl;
-    case TUPLE_T1S8:
-        return 0;
-    case TUPLE_T1S16:
-        return 1;
-    case TUPLE_T1F32:
-        return 2;
-    case TUPLE_T1F64:
-        return 3;
-    case TUPLE_T1S: /* the element of the broadcast column */
-        return bcst == 2 ? 1 : bcst == 4 ? 2 : 3;
     case TUPLE_T2:
-        return bcst == 4 ? 3 : 4;
+        return log2_size(elem) + 1;
     case TUPLE_T4:
-        return bcst == 4 ? 4 : 5;
+        return log2_size(elem) + 2;
     case TUPLE_T8:
-        return 5;
-    default:
-        return 0;
+        return log2_size(elem) + 3;
+    default: /* TUPLE_T1S */
+        return log2_size(elem);
     }
 }
 
@@ -344,11 +333,11 @@ static enum decode_status decode(const struct decode_ctx *ctx, const u8 *bytes, 
                     NEED(r, 1);
                     evex2 = *r->at++;
                     vex = 2;
-                    if (select > 7 || !evex_map[select] || !(p1 & 4))
+                    if (select > 7 || !evex_map[select] || !(p1 & 4) || (!mode64 && !(evex2 & 8)))
                         return undefined(out, bytes, r->at);
                     map = evex_map[select];
                     high_r = ~p0 & 0x10;
-                    high_v = ~evex2 << 1 & 0x10;
+                    high_v = ~evex2 << 1 & 0x10; /* outside 64-bit mode: 0 */
                     out->flags |= INSN_EVEX | (evex2 & 0x80 ? INSN_ZERO : 0);
                     out->mask = evex2 & 7;
                 }
@@ -488,33 +477,41 @@ static enum decode_status decode(const struct decode_ctx *ctx, const u8 *bytes, 
             if (out->index == REG_NONE)
                 out->index = 4;
             out->flags |= INSN_VSIB;
-            if (vex == 2)
-                out->index |= mode64 ? (u8)high_v : 0;
-            else if (out->index == out->reg || out->index == out->vvvv || out->reg == out->vvvv)
-                return undefined(out, bytes, r->at);
-        }
-        if (vex == 2) {
-            if ((out->mask && dec & DEC_NOMASK) || (out->flags & INSN_ZERO && (dec & DEC_NOZERO || !out->mask)) ||
-                (!out->mask && dec & DEC_NEEDMASK))
-                return undefined(out, bytes, r->at);
-            bool broadcast = false;
-            if (out->flags & INSN_BCST) {
-                if (out->flags & INSN_MEM) {
-                    if (!(dec & DEC_BCST))
-                        return undefined(out, bytes, r->at);
-                    broadcast = true;
-                } else {
-                    if (!(dec & (DEC_ER | DEC_SAE)))
-                        return undefined(out, bytes, r->at);
-                    out->flags |= INSN_RND;
-                    if (dec & DEC_LIG)
-                        out->vl = evex2 >> 5 & 3;
-                }
-            } else if (out->vl == 3) {
+            if (vex == 2) {
+                out->index |= (u8)high_v;
+                if (!(dec & DEC_STORE) && out->index == out->reg) /* a gather */
+                    return undefined(out, bytes, r->at);
+            } else if (out->index == out->reg || out->index == out->vvvv || out->reg == out->vvvv) {
                 return undefined(out, bytes, r->at);
             }
+        }
+        /* Register fields wider than the registers they name: SDM vol. 2 "#UD Conditions of Operand-Encoding EVEX
+         * Prefix Bit Fields"; the bits that extend ModRM.rm are ignored instead. */
+        if ((dec & DEC_REG3 && out->reg > 7) || (dec & DEC_VVVV3 && out->vvvv > 7) || (dec & DEC_REG4 && out->reg > 15))
+            return undefined(out, bytes, r->at);
+        if (dec & (DEC_RM3 | DEC_RM4))
+            out->rm &= dec & DEC_RM3 ? 7 : 15;
+        if (vex == 2) {
+            if ((out->mask && dec & DEC_NOMASK) || (!out->mask && (dec & DEC_NEEDMASK || out->flags & INSN_ZERO)) ||
+                (out->flags & INSN_ZERO && (dec & DEC_NOZERO || (dec & DEC_STORE && out->flags & INSN_MEM))))
+                return undefined(out, bytes, r->at);
+            if (dec & DEC_DISTINCT && (out->reg == out->vvvv || (!(out->flags & INSN_MEM) && out->reg == out->rm)))
+                return undefined(out, bytes, r->at);
+            bool broadcast = false;
+            if (out->flags & INSN_BCST && !(out->flags & INSN_MEM)) {
+                if (!(dec & DEC_RND))
+                    return undefined(out, bytes, r->at);
+                out->flags |= INSN_RND;
+                out->vl = evex2 >> 5 & 3;
+            } else {
+                if ((evex2 >> 5 & 3) == 3 || (out->flags & INSN_BCST && !(dec & DEC_BCST)))
+                    return undefined(out, bytes, r->at);
+                if (dec & DEC_VL && out->vl < 2 && features && !features[FEAT_AVX512VL])
+                    return undefined(out, bytes, r->at);
+                broadcast = out->flags & INSN_BCST;
+            }
             if (disp8)
-                out->disp = (s64)((u64)out->disp << disp8_shift(d->tuple, dec & DEC_LIG ? 0 : out->vl, d->bcst, broadcast));
+                out->disp = (s64)((u64)out->disp << disp8_shift(d->tuple, out->vl, d->elem ? d->elem : out->opsize, broadcast));
         }
     }
     out->len = (u8)(r->at - bytes);
@@ -565,6 +562,8 @@ unsigned operand_bytes(const struct insn *i, unsigned n)
 {
     const struct operand *o = &insn_rows[i->row].opnd[n];
     unsigned vector = 16u << (i->flags & INSN_RND ? 2 : i->vl);
+    if (o->kind == OPND_VEC_RM && (i->flags & (INSN_BCST | INSN_MEM)) == (INSN_BCST | INSN_MEM))
+        return insn_rows[i->row].elem;
     switch (o->size) {
     case OPSZ_V:
         return o->kind == OPND_NONE ? 0 : i->opsize;
@@ -573,13 +572,10 @@ unsigned operand_bytes(const struct insn *i, unsigned n)
     case OPSZ_Y:
         return i->opsize;
     case OPSZ_X:
-        return vector;
     case OPSZ_XH:
-        return vector / 2;
     case OPSZ_XQ:
-        return vector / 4;
     case OPSZ_XE:
-        return vector / 8;
+        return vector >> (o->size - OPSZ_X);
     case OPSZ_P:
         return i->opsize + 2u;
     case OPSZ_S:

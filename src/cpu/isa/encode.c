@@ -60,7 +60,7 @@ bool insn_wide(const struct insn *i)
     const struct insn_row *row = insn_row(i);
     /* "W1" as a token of the table's own text: .W1 of VEX, " W1" of a legacy row that needs REX.W. */
     if (strstr(row->encoding, ".W1") || strstr(row->encoding, " W1"))
-        return true;
+        return !(row->checks & CHK_NO64); /* a row for what W1 means outside 64-bit mode: the same as W0 */
     if (row->vex) {
         if (row->map == 3 && (row->opcode == 0x60 || row->opcode == 0x61)) /* VPCMPESTRx: W sizes the implicit lengths */
             return i->opsize == 8;

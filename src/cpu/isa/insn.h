@@ -188,6 +188,16 @@ struct insn_row {
     u8 pp;         /* 0 none, 1 66, 2 F3, 3 F2: mandatory prefix */
     u8 opcode;
     u8 vex;        /* 0 legacy, 1 VEX, 2 EVEX */
+    u8 elem;       /* EVEX: bytes of the memory operand that one mask bit stands for, and that a broadcast reads */
+    u8 evex;       /* enum evex_trait */
+};
+
+/* What an EVEX row says about masks and MXCSR. */
+enum evex_trait {
+    EVEX_MXCSR = 1,    /* reads MXCSR (and, unless exceptions are suppressed, may set its flags) */
+    EVEX_NF = 2,       /* a masked-off element may still fault (exception classes ...NF) */
+    EVEX_PACKED = 4,   /* compress and expand: as many elements in memory, side by side, as the mask has bits set */
+    EVEX_REPEATED = 8, /* the memory operand is a tuple that fills the vector again and again (VBROADCASTxxx) */
 };
 
 extern const struct insn_row insn_rows[];
