@@ -35,14 +35,19 @@ struct nestor_config {
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
     const char *vmx_cap;  /* "NAME=VALUE,...": capability MSRs as another processor has them (nestor list vmx-caps) */
     const char *svm_cap;  /* "NAME=0|1,...": likewise the bits of CPUID 0x8000000A */
-    const char *engine;   /* "interp" */
+    const char *engine;   /* "jit" (default), "interp", "lockstep" */
+    const char *mmu;      /* "shadow"; "walk", "check" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
+    bool threads;         /* every processor on a thread of its own; with the host's clock and no debugger */
     enum nestor_clock clock;
     const char *kernel;   /* image file; NULL: .demo must be set */
     const char *initrd;
     const char *append;   /* the guest's command line */
+    const char *const *modules; /* multiboot modules, each "FILE[ ARGUMENTS]" */
+    unsigned nmodules;
     bool demo;            /* boot the demo hypervisor built into the library */
+    bool hyperv;          /* offer Hyper-V's interface, with the enlightened VMCS; needs VT-x */
     bool debug_exit;      /* port 0xF4 ends the run; also adds the rest of the test device */
     bool no_reboot;       /* a guest's reset ends the run */
     int64_t rtc_epoch;    /* Unix time the RTC starts with; 0: the host's (under icount: 2000-01-01) */

@@ -21,9 +21,11 @@ void log_line(enum log_category c, const char *fmt, ...)
     FILE *f = log_file ? log_file : stderr;
     va_list ap;
     va_start(ap, fmt);
+    flockfile(f); /* one line at a time, whichever thread speaks */
     fprintf(f, "%s: ", categories[c].name);
     vfprintf(f, fmt, ap);
     fputc('\n', f);
+    funlockfile(f);
     va_end(ap);
 }
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MODULES_MAX 16
+
 struct run_options {
     struct nestor_config config;
     enum console_kind console;
@@ -17,6 +19,7 @@ struct run_options {
     unsigned nsymbols;
     char vmx_cap[2000];
     bool stats;
+    const char *modules[MODULES_MAX];
 };
 
 static int fail(struct nestor_error *err, const char *expected)
@@ -40,6 +43,7 @@ STRING_OPTION(initrd, initrd)
 STRING_OPTION(append, append)
 STRING_OPTION(engine, engine)
 STRING_OPTION(svm_cap, svm_cap)
+STRING_OPTION(mmu, mmu)
 
 /* May be given several times: the texts are one list. */
 static int set_vmx_cap(void *target, const char *value, struct nestor_error *err)
@@ -109,6 +113,13 @@ static int set_clock(void *target, const char *value, struct nestor_error *err)
     return 0;
 }
 
+static int set_threads(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.threads = true;
+    return 0;
+}
+
 static int set_timeout(void *target, const char *value, struct nestor_error *err)
 {
     char *end;
@@ -159,6 +170,23 @@ static int set_gdb_wait(void *target, const char *value, struct nestor_error *er
     return 0;
 }
 
+static int add_module(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = target;
+    if (o->config.nmodules == MODULES_MAX)
+        return fail(err, "at most 16 modules");
+    o->modules[o->config.nmodules++] = value;
+    o->config.modules = o->modules;
+    return 0;
+}
+
+static int set_hyperv(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.hyperv = true;
+    return 0;
+}
+
 static int set_monitor(void *target, const char *value, struct nestor_error *err)
 {
     (void)err;
@@ -193,7 +221,8 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 #define CAP_OPTIONS                                                                                             \
     {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
     {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A, and asids=N", set_svm_cap}
-#define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
+#define ENGINE_OPTION {"engine", "NAME", "jit, interp, or lockstep: both, compared (default jit)", set_engine}
+#define MMU_OPTION {"mmu", "shadow|walk|check", "what answers a TLB miss: shadow page tables, walks, or both, compared (default shadow)", set_mmu}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
     {"gdb", "unix:PATH|[HOST:]PORT", "let gdb connect there (HOST: 127.0.0.1 unless given)", set_gdb},            \
@@ -208,17 +237,21 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 static const struct option_row run_rows[] = {
     {"kernel", "FILE", "image to boot: bzImage, multiboot 1 or ELF with PVH note (same as IMAGE)", set_kernel},
     {"initrd", "FILE", "initial RAM disk, or multiboot module", set_initrd},
+    {"module", "FILE[ TEXT]", "another multiboot module, with its command line; may be repeated", add_module},
     {"append", "TEXT", "the guest's command line", set_append},
     CPU_OPTION,
     CAP_OPTIONS,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
+    {"threads", NULL, "every processor on a host thread of its own", set_threads},
+    {"hyperv", NULL, "offer Hyper-V's interface: enlightened VMCS, hypercalls, reference time", set_hyperv},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
     {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
     {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},
     {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
     TIMEOUT_OPTION,
     ENGINE_OPTION,
+    MMU_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -229,6 +262,7 @@ static const struct option_row demo_rows[] = {
     CPU_OPTION,
     CAP_OPTIONS,
     ENGINE_OPTION,
+    MMU_OPTION,
     TIMEOUT_OPTION,
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -268,6 +302,9 @@ static int run_machine(const struct command *c, struct run_options *o)
     bool on_stdio = o->monitor && !strcmp(o->monitor, "stdio");
     if (o->gdb_wait && !o->gdb)
         return usage_error(c, "--gdb-wait: expected --gdb too");
+    if ((o->gdb || o->monitor) && o->config.threads)
+        return usage_error(c, "--%s: expected no --threads; a debugger stops all processors between two instructions",
+                           o->gdb ? "gdb" : "monitor");
     if (o->monitor_wait && !o->monitor)
         return usage_error(c, "--monitor-wait: expected --monitor too");
     if (on_stdio && o->console == CONSOLE_STDIO) {

@@ -4,6 +4,7 @@
  * "Operations that Invalidate TLBs and Paging-Structure Caches"; AMD APM 24593.
  */
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/models.h"
 #include "cpu/system.h"
 
@@ -59,6 +60,8 @@ static void set_mode(struct vcpu *v)
     v->linear_mask = mode == MODE_LONG64 ? ~0ull : 0xffffffffull;
     if (v->mode != old_mode || v->code_mode != old_code)
         cpu_attention(v, ATT_BLOCK);
+    if (unlikely(v->cet || (v->cr4 & CR4_CET)))
+        cet_changed(v);
 }
 
 void cpu_segments_changed(struct vcpu *v)
@@ -101,6 +104,8 @@ void cpu_set_cpl(struct vcpu *v, unsigned cpl)
 {
     v->cpl = (u8)cpl;
     mmu_update_privilege(v);
+    if (unlikely(v->cr4 & CR4_CET))
+        cet_changed(v);
 }
 
 void cpu_simd_changed(struct vcpu *v)
@@ -297,7 +302,7 @@ void cpu_write_cr3(struct vcpu *v, u64 value)
     if (v->efer & EFER_LMA) {
         u64 reserved = v->maxphyaddr < 64 ? ~0ull << v->maxphyaddr : 0;
         if (cpu_has(v, FEAT_LAM))
-            reserved &= ~(BIT64(61) | BIT64(62));
+            reserved &= ~(CR3_LAM_U57 | CR3_LAM_U48);
         if (value & reserved)
             cpu_gp0(v);
     } else if (pae_paging(v->cr0, v->cr4, v->efer)) {
@@ -344,6 +349,8 @@ void cpu_write_cr4(struct vcpu *v, u64 value)
     }
     if (changed & CR4_DE)
         mmu_watch_changed(v);
+    if (changed & CR4_CET)
+        cet_changed(v);
     cpu_simd_changed(v);
     cpu_rearm(v);
 }

@@ -69,6 +69,9 @@
 #define CR4_PKS BIT64(24)
 #define CR4_LAM_SUP BIT64(28)
 
+#define CR3_LAM_U57 BIT64(61) /* counts whatever LAM_U48 says */
+#define CR3_LAM_U48 BIT64(62)
+
 #define EFER_SCE BIT64(0)
 #define EFER_LME BIT64(8)
 #define EFER_LMA BIT64(10)
@@ -164,6 +167,7 @@ enum vcpu_request {
     REQ_SIPI = BIT(4),      /* vector in sipi_vector */
     REQ_EXIT = BIT(5),      /* the run loop wants control back (slice over, stop, reset) */
     REQ_FLUSH = BIT(6),     /* drop every translation */
+    REQ_NMI_AGAIN = BIT(8),  /* with REQ_NMI: a second one came after it, and waits behind it */
     REQ_PROTECT = BIT(7),   /* some page became tracked: drop write permission (see mmu) */
 };
 
@@ -232,6 +236,7 @@ struct virt_ops;
 struct intc_ops;
 struct irq_line;
 struct vmx;
+struct hyperv_vp;
 struct svm;
 struct mmu;
 struct tlb;
@@ -263,12 +268,26 @@ struct vcpu {
     u8 code_mode; /* enum code_mode */
     u8 stack_size;/* 2, 4, 8: stack pointer width */
     u8 simd_ok;   /* bits: 0 x87, 1 MMX, 2 SSE, 3 AVX, 4 AVX-512 may run now (CR0, CR4, XCR0) */
+    u8 cet;       /* enum cet_state: what of CET is on at this CPL (cet.h) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
     bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
+
+    /*
+     * What translated code found in tlb_now for the page behind a base register: reads, then writes, by
+     * register, with two more for FS and GS and for RIP. The MMU forgets them whenever tlb_now
+     * changes or grants less. An access that begins less than .limit behind .page is granted.
+     */
+#define CELL_SEGMENT 16
+#define CELL_RIP 17
+#define CELL_WRITE 18
+#define CELLS 36
+#define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page; 0: nothing is known */
+    _Alignas(64) u64 cell_limit[CELLS];
+    u64 cell_page[CELLS], cell_addend[CELLS];
 
     /* ---- SIMD and x87 ---- */
     _Alignas(64) union vec_reg vec[32];
@@ -307,13 +326,16 @@ struct vcpu {
     _Atomic u32 requests; /* enum vcpu_request */
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
+    u64 monitor_line[8]; /* what it held */
     bool monitor_armed;
+    u64 mwait_until;    /* MWAIT: when to look whatever the line holds, ns of the clock */
     u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
+    struct hyperv_vp *hyperv; /* Hyper-V's interface (hyperv.h); NULL unless the machine offers it */
     bool in_vmx_operation;
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
@@ -339,7 +361,10 @@ struct vcpu {
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
+    _Atomic u32 sleeping; /* its thread waits for vcpu_kick(); 0 without threads */
+    void (*wake)(struct vcpu *v); /* ends that; async-signal-safe */
     const struct insn *insn; /* the one that executes */
+    bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
 
     /* ---- seldom looked at: behind what the engines use ---- */
     struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
@@ -365,10 +390,17 @@ static inline void cpu_attention(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->attention, bits, memory_order_relaxed);
 }
+/* After something that may end its wait was put into @v: its thread looks again. */
+static inline void vcpu_kick(struct vcpu *v)
+{
+    if (unlikely(atomic_load_explicit(&v->sleeping, memory_order_seq_cst)))
+        v->wake(v);
+}
 static inline void vcpu_request(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->requests, bits, memory_order_release);
-    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_release);
+    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_seq_cst);
+    vcpu_kick(v);
 }
 static inline bool cpu_long64(const struct vcpu *v) { return v->mode == MODE_LONG64; }
 static inline bool cpu_protected(const struct vcpu *v) { return v->mode >= MODE_PROT16; }

@@ -19,7 +19,7 @@ void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s)
     const struct svm *x = v->svm;
     *s = (struct svm_snapshot){.f = x->f, .features = v->features, .maxphyaddr = v->maxphyaddr,
                                .cr4_reserved = cpu_cr4_reserved(v), .efer_reserved = cpu_efer_reserved(v),
-                               .host_paging = v->cr0 & CR0_PG};
+                               .host_paging = v->cr0 & CR0_PG, .u_cet = v->u_cet};
     bool pae = F(CR0) & CR0_PG && F(CR4) & CR4_PAE && !(F(EFER) & EFER_LME);
     if (pae && !(F(CR3) >> v->maxphyaddr))
         physmap_read(v->pm, F(CR3) & 0xffffffe0, s->pdpte, sizeof(s->pdpte));
@@ -42,7 +42,19 @@ static void save_host(struct vcpu *v)
         .es = v->seg[SEG_ES], .cs = v->seg[SEG_CS], .ss = v->seg[SEG_SS], .ds = v->seg[SEG_DS],
         .gdtr = v->gdtr, .idtr = v->idtr, .efer = v->efer, .cr0 = v->cr0, .cr3 = v->cr3, .cr4 = v->cr4,
         .rflags = cpu_rflags(v), .rip = v->next_rip, .rsp = v->gpr[RSP], .rax = v->gpr[RAX], .pat = v->pat,
+        .s_cet = v->s_cet, .ssp = v->ssp, .isst = v->int_ssp_table,
     };
+}
+
+/* "LBR Virtualization": without it host and guest share these registers. */
+static void swap_last_branches(struct vcpu *v)
+{
+    struct svm *x = v->svm;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    x->host.debugctl = v->debugctl;
+    memcpy(x->host.last_branch, last, sizeof(x->host.last_branch));
+    v->debugctl = F(DBGCTL) & (DEBUGCTL_LBR | DEBUGCTL_BTF);
+    memcpy(last, &F(BR_FROM), sizeof(x->host.last_branch));
 }
 
 static struct segment guest_segment(const struct vcpu *v, enum vmcb_index selector)
@@ -68,6 +80,17 @@ static void load_guest(struct vcpu *v)
     v->dr7 = (F(DR7) & DR7_WRITABLE) | DR7_FIXED;
     if (x->nested_paging)
         v->pat = F(G_PAT);
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        x->host.spec_ctrl = v->spec_ctrl;
+        v->spec_ctrl = F(SPEC_CTRL) & cpu_spec_ctrl_allowed(v);
+    }
+    if (x->virtual_lbr)
+        swap_last_branches(v);
+    if (cpu_has(v, FEAT_CET_SS)) {
+        v->s_cet = F(S_CET);
+        v->ssp = F(SSP);
+        v->int_ssp_table = F(ISST_ADDR);
+    }
 
     v->seg[SEG_ES] = guest_segment(v, VMCB_ES_SELECTOR);
     v->seg[SEG_CS] = guest_segment(v, VMCB_CS_SELECTOR);
@@ -161,6 +184,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     x->nested_paging = cpu_has(v, FEAT_NPT) && F(NESTED_CTL) & NESTED_CTL_NP;
     x->vgif = cpu_has(v, FEAT_VGIF) && F(INT_CTL) & V_GIF_ENABLE;
     x->vnmi = cpu_has(v, FEAT_VNMI) && F(INT_CTL) & V_NMI_ENABLE;
+    x->virtual_lbr = cpu_has(v, FEAT_LBRV) && F(VIRT_EXT) & VIRT_EXT_LBR;
     x->virtual_vmload = cpu_has(v, FEAT_VVMLOAD) && F(VIRT_EXT) & VIRT_EXT_VMLOAD_VMSAVE;
     svm_take_snapshot(v, &s);
     save_host(v);
@@ -180,6 +204,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         cpu_unwind(v, UNWIND_EXIT);
     }
 
+    u64 dr7 = v->dr7;
     load_guest(v);
     v->guest_mode = true;
     v->virt = &svm_virt_ops;
@@ -191,10 +216,11 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (!x->nested_paging)
         memcpy(v->pdpte, s.pdpte, sizeof(v->pdpte));
     cpu_mode_changed(v);
-    mmu_watch_changed(v);
+    if (v->dr7 != dr7)
+        mmu_watch_changed(v);
     cpu_flags_changed(v);
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
-    x->pause_last = v->icount;
+    x->pause_last = cpu_retired(v);
 
     x->last_failure = NULL;
     x->stats.entries++;

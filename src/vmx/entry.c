@@ -18,6 +18,8 @@ void vmx_fail_valid(struct vcpu *v, u32 error)
 {
     v->vmx->stats.vmfails++;
     v->vmx->f[VMCS_VM_INSTRUCTION_ERROR] = error;
+    if (v->vmx->enlightened)
+        evmcs_store_error(v);
     set_arithmetic_flags(v, FL_ZF);
 }
 void vmx_fail(struct vcpu *v, u32 error)
@@ -43,7 +45,7 @@ void vmx_take_snapshot(struct vcpu *v, struct vmx_snapshot *s)
     const u64 *f = x->f;
     memset(s, 0, sizeof(*s));
     s->f = f;
-    s->caps = &x->caps;
+    s->caps = vmx_caps_now(x);
     s->maxphyaddr = v->maxphyaddr;
     s->linear_width = v->linear_width;
     s->lma = cpu_lma(v);
@@ -255,8 +257,9 @@ void vmx_enter(struct vcpu *v, bool launch)
     struct vmx *x = v->vmx;
     struct vmx_snapshot s;
     const struct virt_check *failed;
+    u64 pointer;
 
-    if (x->current == VMX_NO_VMCS || x->current_is_shadow) {
+    if ((evmcs_in_use(v, &pointer) && !evmcs_load(v, pointer)) || x->current == VMX_NO_VMCS || x->current_is_shadow) {
         vmx_fail_invalid(v);
         return;
     }
@@ -264,7 +267,8 @@ void vmx_enter(struct vcpu *v, bool launch)
         vmx_fail_valid(v, 26);
         return;
     }
-    if (launch == x->launched) {
+    /* An enlightened VMCS has no launch state. */
+    if (launch == x->launched && !x->enlightened) {
         vmx_fail_valid(v, launch ? 4 : 5);
         return;
     }
@@ -293,7 +297,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     u32 info = (u32)x->f[VMCS_VM_ENTRY_INTR_INFO_FIELD];
     bool inject_event = info >> 31, pending_mtf = inject_event && (info >> 8 & 7) == EV_OTHER;
     bool vectoring = inject_event && !pending_mtf;
-    x->pending_apic_write = x->pending_eoi = x->pending_tpr = false;
+    x->pending_apic_write = x->pending_eoi = x->pending_tpr = x->pending_flush_trap = false;
     x->iret_unblocked = x->marked = false;
     x->ple_first = x->ple_last = 0;
 
@@ -317,12 +321,13 @@ void vmx_enter(struct vcpu *v, bool launch)
     x->last_failure = NULL;
     x->launched = true;
     x->stats.entries++;
+    x->stats.evmcs_entries += x->enlightened;
     if (unlikely(v->exits != NULL))
         exit_profile_entry(v, x->current);
     v->icount++;
     v->delivering.valid = false;
     v->fault_depth = 0;
-    log_at(vmentry, "cpu%u %s vmcs=0x%llx rip=0x%llx inject=0x%x", v->index, launch ? "VMLAUNCH" : "VMRESUME",
+    log_at(vmentry, "cpu%u %s %svmcs=0x%llx rip=0x%llx inject=0x%x", v->index, launch ? "VMLAUNCH" : "VMRESUME", x->enlightened ? "e" : "",
            (unsigned long long)x->current, (unsigned long long)v->rip, info);
 
     start_preemption_timer(v);

@@ -14,9 +14,9 @@ enum offered_column {
 };
 
 const struct vmx_control vmx_controls[CTL_COUNT] = {
-#define VMX_CONTROL(w, cname, b, t0, column)                                                                 \
+#define VMX_CONTROL(w, cname, b, t0, column, enlightened)                                                    \
     { .name = #w "_" #cname, .word = WORD_##w, .bit = b, .true0 = t0, .feature = FEAT_##column,                 \
-      .offered = COLUMN_##column != COLUMN_NO },
+      .offered = COLUMN_##column != COLUMN_NO, .evmcs = COLUMN_##enlightened != COLUMN_NO },
 #include "vmx/controls.def"
 #undef VMX_CONTROL
 };
@@ -81,6 +81,18 @@ void vmx_caps_fields(struct vmx_caps *caps)
             caps->fields[s / 64] |= BIT64(s % 64);
 }
 
+void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all)
+{
+    *caps = *all;
+    for (unsigned n = 0; n < CTL_COUNT; n++)
+        if (!vmx_controls[n].evmcs)
+            caps->allowed1[vmx_controls[n].word] &= ~BIT64(vmx_controls[n].bit);
+    vmx_caps_fields(caps);
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+        if (vmcs_fields[s].evmcs_offset < 0)
+            caps->fields[s / 64] &= ~BIT64(s % 64);
+}
+
 void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps)
 {
     v->vmx_cr0_fixed0 = caps->cr0_fixed0;
@@ -119,9 +131,4 @@ bool vmx_caps_msr(const struct vmx_caps *c, u32 msr, u64 *value)
     case 0x492: *value = c->allowed1[WORD_TER]; return vmx_offers(c, CTL_PRI_TERTIARY_CONTROLS);
     default: return false;
     }
-}
-
-bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value)
-{
-    return v->vmx && vmx_caps_msr(&v->vmx->caps, msr, value);
 }

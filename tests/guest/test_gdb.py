@@ -312,7 +312,7 @@ class Gdb(unittest.TestCase):
 
     def test_vmcb_registers(self):
         self.start("demo", "--cpu", "amd")
-        o = self.gdb("p $vmcb_rip", "monitor vmentry break", "continue", "p/x $vmcb_rip", "p/x $vmcb_guest_asid", "p $vmcb_rip == &svm_guest_entry",
+        o = self.gdb("p $vmcb_rip", "monitor vmentry break", "continue", "p/x $vmcb_rip", "p/x $vmcb_guest_asid", "p $vmcb_rip == &guest_entry",
                      "set $vmcb_guest_asid = 0", "monitor vmentry why", "set $vmcb_guest_asid = 1", "set $vmcb_tlb_control = 1000", "p $vmcb_rip = $vmcb_rip",
                      "monitor vmentry break off", "detach", symbols=DEMO)
         self.assertIn("unavailable", o[0])
