@@ -365,12 +365,12 @@ struct vcpu {
     _Atomic u32 sleeping; /* its thread waits for vcpu_kick(); 0 without threads */
     void (*wake)(struct vcpu *v); /* ends that; async-signal-safe */
     const struct insn *insn; /* the one that executes */
+    bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
 
     /* ---- seldom looked at: behind what the engines use ---- */
     struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */
-    bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };
 
