@@ -265,6 +265,19 @@ struct vcpu {
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
 
+    /*
+     * What translated code found in tlb_now for the page behind a base register: reads, then writes, by
+     * register, with two more for FS and GS and for RIP. The MMU forgets them whenever tlb_now
+     * changes or grants less. An access that begins less than .limit behind .page is granted.
+     */
+#define CELL_SEGMENT 16
+#define CELL_RIP 17
+#define CELL_WRITE 18
+#define CELLS 36
+#define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page; 0: nothing is known */
+    _Alignas(64) u64 cell_limit[CELLS];
+    u64 cell_page[CELLS], cell_addend[CELLS];
+
     /* ---- SIMD and x87 ---- */
     _Alignas(64) union vec_reg vec[32];
     u64 k[8];

@@ -95,7 +95,9 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
     unsigned word = v->stack_size;
     u64 mask = stack_mask(v), sp = v->gpr[RSP];
     r->granted = true;
-    r->missed = row->checks & CHK_SSE && !(v->simd_ok & BIT(2));
+    if (!strcmp(row->mnemonic, "FLDCW")) /* what it loads decides whether the translation goes on */
+        return r->granted = false;
+    r->missed = !jit_ready(v, i);
     if (r->missed)
         return r->granted = false;
     bool hint = row->map == 1 && (row->opcode == 0x0d || (row->opcode >= 0x18 && row->opcode <= 0x1f)) && row->jit == JIT_EMIT;

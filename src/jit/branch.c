@@ -8,6 +8,15 @@ void rip_add(struct tr *t, s64 delta)
         put_alu_imm_mem(t->c, t->wide, 0, H_RSP, F_AT(rip), (s32)delta);
 }
 
+/* Budget and attention. */
+void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention)
+{
+    put_alu_imm_mem(t->c, true, 5, H_RSP, F_AT(left), (s32)t->b->n);
+    *from_budget = put_jcc(t->c, CC_S);
+    put_alu_imm_mem(t->c, false, 7, H_RBP, V_AT(attention), 0);
+    *from_attention = put_jcc(t->c, CC_NE);
+}
+
 /*
  * To @delta bytes from the block's start, in the same page: a link. A chain needs no other check than
  * the budget and attention at the entry of the next block: the page that holds both is mapped and
@@ -16,6 +25,16 @@ void rip_add(struct tr *t, s64 delta)
  */
 void emit_link(struct tr *t, s64 delta)
 {
+    if (delta == 0 && !t->q->region) {
+        if (t->body && t->nagain + 2 <= ARRAY_SIZE(t->again)) {
+            put_entry(t, &t->again[t->nagain], &t->again[t->nagain + 1]);
+            t->nagain += 2;
+            put_jmp_to(t->c, t->body);
+        } else {
+            put_jmp_to(t->c, t->entry);
+        }
+        return;
+    }
     rip_add(t, delta);
     if (t->q->region) {
         emit_exit(t, JIT_EXIT_STOP);
@@ -31,7 +50,7 @@ void emit_link(struct tr *t, s64 delta)
     if (!at)
         return;
     put_target(at, t->c->p); /* unlinked: what follows */
-    j->link[n] = (struct link){.at = at, .unlinked = t->c->p, .host = t->b->host + (u64)delta, .from = t->b, .next_out = t->links->out};
+    j->link[n] = (struct link){.at = at, .unlinked = t->c->p, .host = t->b->host + (u64)delta, .from = t->q->head, .next_out = t->links->out};
     t->links->out = n;
     emit_exit(t, JIT_EXIT_LINK | n << 4);
 }
@@ -70,12 +89,6 @@ static void emit_enter(struct tr *t)
         put1(t->c, 0xff), put1(t->c, 0xe0); /* jmp rax */
 }
 
-bool same_page(const struct tr *t, s64 delta)
-{
-    u64 at = t->b->host & ~PAGE_MASK;
-    return (s64)at + delta >= 0 && (s64)at + delta < (s64)PAGE_SIZE;
-}
-
 /* RCX = the address @delta bytes from the block's start. */
 void rip_to_rcx(struct tr *t, s64 delta)
 {
@@ -93,7 +106,7 @@ void slow_leaves(struct tr *t, enum jit_exit reason)
 
 void emit_jump(struct tr *t, s64 delta)
 {
-    if (same_page(t, delta)) {
+    if (in_page(t->b, delta)) {
         emit_link(t, delta);
         return;
     }
@@ -132,7 +145,7 @@ void emit_call_rel(struct tr *t, const struct insn *i)
     struct code_buf *c = t->c;
     s64 target = t->off + i->len + (s64)i->imm;
     flags_keep(t);
-    if (same_page(t, target)) {
+    if (in_page(t->b, target)) {
         emit_call_end(t, i);
         emit_link(t, target);
         slow_leaves(t, JIT_EXIT_LOOKUP);
@@ -217,4 +230,70 @@ void emit_goto(struct tr *t)
             put_target(misses.from[n], c->p);
     }
     emit_exit(t, t->q->region ? JIT_EXIT_STOP : JIT_EXIT_LOOKUP);
+}
+
+/* ---- inside a path ---- */
+
+static void emit_jcc_along(struct tr *t, const struct insn *i)
+{
+    s64 fall = t->off + i->len, taken = fall + (s64)i->imm, next = t->q->off[t->idx + 1];
+    if (fall == taken)
+        return;
+    flags_want(t);
+    unsigned cc = i->opcode & 15;
+    u8 *from = put_jcc(t->c, next == taken ? cc ^ 1 : cc);
+    t->exit[t->nexit++] = (struct side_exit){.from = from, .delta = next == taken ? fall : taken, .idx = (u8)t->idx,
+                                             .save_flags = t->flags == FL_HOST, .fip_valid = t->fip_valid, .fip = t->fip};
+}
+
+/* To where the call on the path came from, if that is what is on the stack. */
+static void emit_ret_along(struct tr *t, const struct insn *i)
+{
+    struct ea e = stack_ea(t, RSP, 0);
+    struct mem m;
+    flags_keep(t);
+    mem_check(t, &e, word(t), false, &m);
+    put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(rip));
+    put_rm(t->c, t->wide, 0x8d, H_RAX, H_RAX, t->q->off[t->idx + 1]);
+    put_op_mem(t, t->wide, 0x3b, H_RAX, &m);
+    slow_if(t, CC_NE);
+    stack_move(t, (s32)(word(t) + (i->opcode == 0xc2 ? (u16)i->imm : 0)));
+    slow_leaves(t, JIT_EXIT_LOOKUP);
+}
+
+void emit_along(struct tr *t, const struct insn *i, enum kind k)
+{
+    switch (k) {
+    case K_JCC:
+        emit_jcc_along(t, i);
+        break;
+    case K_CALL_REL:
+        flags_keep(t);
+        emit_call_end(t, i);
+        slow_leaves(t, JIT_EXIT_LOOKUP);
+        break;
+    case K_RET:
+        emit_ret_along(t, i);
+        break;
+    default: /* JMP */
+        break;
+    }
+}
+
+void emit_side_exits(struct tr *t)
+{
+    for (unsigned n = 0; n < t->nexit; n++) {
+        const struct side_exit *x = &t->exit[n];
+        put_target(x->from, t->c->p);
+        if (x->save_flags)
+            flags_save(t);
+        fip_flush(t, x->fip_valid, x->fip);
+        left_add(t, x->idx);
+        if (in_page(t->b, x->delta)) {
+            emit_link(t, x->delta);
+        } else {
+            rip_to_rcx(t, x->delta);
+            emit_goto(t);
+        }
+    }
 }

@@ -23,13 +23,13 @@ void emit_copy(struct tr *t, const struct insn *i)
             r_reg = o->size == 1 ? i->reg8 / 8u : i->reg;
             e.high_reg = o->size == 1 && (i->reg8 & 7);
             break;
-        case OPND_GPR_RM: case OPND_MEM: case OPND_GPR_OP: case OPND_VEC_RM:
+        case OPND_GPR_RM: case OPND_MEM: case OPND_GPR_OP: case OPND_VEC_RM: case OPND_MMX_RM:
             if (o->kind != OPND_GPR_OP && (i->flags & INSN_MEM)) {
                 mem_size = operand_bytes(i, n);
                 mem_access = o->access;
                 break;
             }
-            if (o->kind == OPND_VEC_RM)
+            if (o->kind == OPND_VEC_RM || o->kind == OPND_MMX_RM)
                 break;
             rm = o;
             r_rm = o->size == 1 ? i->rm8 / 8u : i->rm;
@@ -44,7 +44,7 @@ void emit_copy(struct tr *t, const struct insn *i)
         }
     }
     high = e.high_reg || e.high_rm;
-    if (row->checks & CHK_SSE)
+    if (row->checks & CHK_UNITS)
         vector_begin(t, i, &e);
     struct mem m;
     if (mem_access) {
@@ -58,7 +58,7 @@ void emit_copy(struct tr *t, const struct insn *i)
             mem_to_rcx(t, &m);
         }
         if (row->checks & CHK_ALIGN16) {
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, 15); /* test cl, 15 */
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
         if (locked && mem_size > 1) { /* no split locks on the host */
@@ -102,12 +102,12 @@ void emit_copy(struct tr *t, const struct insn *i)
     if (!len)
         panic("jit: %s %s (%s) cannot be re-encoded", row->mnemonic, row->operands, row->encoding);
     put_bytes(c, code, len);
-    if (row->checks & CHK_SSE)
-        vector_end(t, i);
     if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
         reg_store(t, r_reg, H_RAX);
     if (rm_scratch && !one && (rm->access & 2))
         reg_store(t, r_rm, rm_in);
+    if (row->checks & CHK_UNITS)
+        vector_end(t, i);
 }
 
 /*
@@ -341,4 +341,70 @@ void emit_leave(struct tr *t)
     put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
     put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RBP], (s32)word(t));
     put_rr(t->c, t->wide, 0x8b, host_of[RBP], H_RAX);
+}
+
+/*
+ * DIV and IDIV of 32 and 64 bits, where the quotient is sure to fit: otherwise the body decides. For IDIV
+ * that is the usual case only, a dividend that was sign-extended, by neither 0 nor -1.
+ */
+void emit_divide(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    bool w = i->opsize == 8, idiv = (i->modrm >> 3 & 7) == 7;
+    struct mem m;
+    flags_keep(t);
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, i->opsize, false, &m);
+        put_op_mem(t, w, 0x8b, H_RCX, &m);
+    } else {
+        reg_load(t, H_RCX, i->rm);
+    }
+    flags_disturb(t);
+    if (idiv) {
+        put_rr(c, w, 0x8b, H_RAX, host_of[RAX]);
+        put_rr(c, w, 0xc1, 7, H_RAX), put1(c, w ? 63 : 31); /* sar */
+        put_rr(c, w, 0x3b, H_RAX, H_RDX);
+        slow_if(t, CC_NE);
+        put_rm(c, w, 0x8d, H_RAX, H_RCX, 1);
+        put_alu_imm(c, w, 7, H_RAX, 1);
+        slow_if(t, CC_BE);
+    } else {
+        put_rr(c, w, 0x3b, H_RDX, H_RCX);
+        slow_if(t, CC_AE);
+    }
+    flags_load(t);
+    put_rr(c, w, 0x8b, H_RAX, host_of[RAX]);
+    put_rr(c, w, 0xf7, idiv ? 7 : 6, H_RCX);
+    put_rr(c, w, 0x8b, host_of[RAX], H_RAX);
+}
+
+/* MULX: the implicit RDX is the host's; results that have no host register go by way of RAX and RCX. */
+void emit_mulx(struct tr *t, const struct insn *i)
+{
+    struct encode_regs e = {.index = REG_NONE, .reg = in_host(i->reg) ? host_of[i->reg] : H_RAX,
+                            .vvvv = in_host(i->vvvv) ? host_of[i->vvvv] : H_RCX};
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        struct mem m;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, i->opsize, false, &m);
+        e.base = m.base;
+        e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.disp = m.disp;
+    } else {
+        e.rm = in_host(i->rm) ? host_of[i->rm] : H_RCX;
+        if (!in_host(i->rm))
+            reg_load(t, H_RCX, i->rm);
+    }
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, &e, code);
+    if (!len)
+        panic("jit: MULX cannot be re-encoded");
+    put_bytes(t->c, code, len);
+    if (!in_host(i->vvvv))
+        reg_store(t, i->vvvv, H_RCX);
+    if (!in_host(i->reg))
+        reg_store(t, i->reg, H_RAX);
 }

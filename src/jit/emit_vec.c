@@ -1,91 +1,163 @@
-/* Vector registers: in the host's of the same number from their first use to the end of the block. */
-#include "cpu/borrow.h"
+/* Vector, MMX and x87 instructions: the host's registers of the same numbers hold the guest's (units.c). */
 #include "cpu/isa/encode.h"
 #include "jit/tr.h"
 
-void vec_moves(struct tr *t, u16 set, bool load)
+u32 units_ahead(const struct tr *t, unsigned idx)
 {
-    for (unsigned n = 0; n < 16; n++)
-        if (set & BIT(n)) /* movaps */
-            put_rm(t->c, false, load ? 0x0f28 : 0x0f29, n, H_RBP, V_AT(vec) + (s32)(n * sizeof(union vec_reg)));
-}
-void vec_read(struct tr *t, unsigned n)
-{
-    vec_moves(t, (u16)(BIT(n) & ~t->vec_valid), true);
-    t->vec_valid |= (u16)BIT(n);
-}
-void vec_written(struct tr *t, unsigned n)
-{
-    t->vec_valid |= (u16)BIT(n);
-    t->vec_dirty |= (u16)BIT(n);
-}
-void vec_flush(struct tr *t)
-{
-    vec_moves(t, t->vec_dirty, false);
-    t->vec_dirty = 0;
+    u32 need = 0;
+    for (const struct insn *i = &t->b->insn[idx]; idx < t->q->first + t->q->count; idx++, i++) {
+        if (kind_of(t->j, t->wide, i) == K_CALL)
+            break;
+        need |= jit_units_of(insn_row(i));
+    }
+    return need;
 }
 
-/* Legacy SSE: may it run, with the guest's MXCSR where that matters, and its registers in the host's. */
-void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e)
+void units_want(struct tr *t, u32 need)
 {
     struct code_buf *c = t->c;
+    if (!(need & ~t->units))
+        return;
+    if (!t->q->region) /* one check for all that follow */
+        need |= units_ahead(t, t->idx);
+    flags_keep(t);
+    flags_disturb(t);
+    put_rm(c, false, 0x8b, H_RAX, H_RSP, F_AT(units));
+    put_alu_imm(c, false, 4, H_RAX, (s32)need);
+    put_alu_imm(c, false, 7, H_RAX, (s32)need);
+    u8 *loaded = put_jcc(c, CC_E);
+    put_mov_imm32(c, H_RAX, need);
+    put_call_to(c, t->j->units_load);
+    slow_if(t, CC_E);
+    put_target(loaded, c->p);
+    t->units |= need;
+}
+
+void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e)
+{
     const struct insn_row *row = insn_row(i);
-    bool fp = borrow_uses_mxcsr(row);
-    if (!t->simd_checked || (fp && !t->fp_checked)) {
-        flags_keep(t);
-        flags_disturb(t);
-    }
-    if (!t->simd_checked) {
-        put_rm(c, false, 0xf6, 0, H_RBP, V_AT(simd_ok)), put1(c, BIT(2)); /* test byte [simd_ok], SSE */
-        slow_if(t, CC_E);
-        t->simd_checked = true;
-    }
-    if (fp && !t->fp_checked) {
-        put_alu_imm_mem(c, false, 7, H_RSP, F_AT(fp), 0);
-        u8 *loaded = put_jcc(c, CC_NE);
-        put_call_to(c, t->j->fp);
-        slow_if(t, CC_E);
-        put_target(loaded, c->p);
-        /* Not known for good: the slow path comes back with exceptions still unmasked. */
-        t->fp_checked = false;
-    }
+    units_want(t, jit_units_of(row));
     for (unsigned n = 0; n < row->nopnd; n++) {
-        const struct operand *o = &row->opnd[n];
-        bool whole = o->access == 2 && o->size == 16;
-        switch (o->kind) {
+        switch (row->opnd[n].kind) {
         case OPND_VEC_REG:
             e->reg = i->reg & 15;
-            if (!whole)
-                vec_read(t, e->reg);
             break;
         case OPND_VEC_RM:
-            if (i->flags & INSN_MEM)
-                break;
             e->rm = i->rm & 15;
-            if (!whole)
-                vec_read(t, e->rm);
             break;
-        case OPND_VEC_FIXED:
-            vec_read(t, 0);
+        case OPND_VEC_VVVV:
+            e->vvvv = i->vvvv & 15;
+            break;
+        case OPND_VEC_IS4:
+            e->is4 = (u8)(i->imm >> 4) & 15;
+            break;
+        case OPND_MMX_REG:
+            e->reg = i->reg & 7;
+            break;
+        case OPND_MMX_RM:
+            e->rm = i->rm & 7;
             break;
         }
     }
-    if (row->map == 2 && (row->opcode == 0x10 || row->opcode == 0x14 || row->opcode == 0x15 || row->opcode == 0xcb))
-        vec_read(t, 0); /* XMM0, whether or not the row lists it */
+}
+
+/* VEX results clear the register up to its full width, of which the host's part holds the lower half only. */
+static void clear_upper(struct tr *t, unsigned n)
+{
+    for (s32 at = 32; at < 64; at += 8) {
+        put_rm(t->c, true, 0xc7, 0, H_RBP, V_AT(vec) + (s32)(n * sizeof(union vec_reg)) + at);
+        put4(t->c, 0);
+    }
 }
 
 void vector_end(struct tr *t, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
-    for (unsigned n = 0; n < row->nopnd; n++) {
+    for (unsigned n = 0; row->vex && t->j->zmm && n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
         if (!(o->access & 2))
             continue;
         if (o->kind == OPND_VEC_REG)
-            vec_written(t, i->reg & 15);
+            clear_upper(t, i->reg & 15);
+        else if (o->kind == OPND_VEC_VVVV)
+            clear_upper(t, i->vvvv & 15);
         else if (o->kind == OPND_VEC_RM && !(i->flags & INSN_MEM))
-            vec_written(t, i->rm & 15);
-        else if (o->kind == OPND_VEC_FIXED)
-            vec_written(t, 0);
+            clear_upper(t, i->rm & 15);
     }
+    if (row->checks & CHK_X87)
+        x87_note(t, i);
+}
+
+void emit_vzero(struct tr *t, const struct insn *i)
+{
+    units_want(t, UNIT_SSE | UNIT_AVX);
+    put1(t->c, 0xc5), put1(t->c, i->vl ? 0xfc : 0xf8), put1(t->c, 0x77);
+}
+
+/* ---- x87: the pointers to the last instruction and operand, which the host must not make ---- */
+
+static void store_selector(struct tr *t, unsigned seg, s32 to)
+{
+    if (cpu_has(t->v, FEAT_ZERO_FCS_FDS))
+        put_mov_imm32(t->c, H_RAX, 0);
+    else /* movzx */
+        put_rm(t->c, false, 0x0fb7, H_RAX, H_RBP, V_AT(seg) + (s32)(seg * sizeof(struct segment) + offsetof(struct segment, sel)));
+    put1(t->c, 0x66);
+    put_rm(t->c, false, 0x89, H_RAX, H_RBP, to);
+}
+
+void x87_note(struct tr *t, const struct insn *i)
+{
+    t->fip = t->off;
+    t->fip_valid = true;
+    if (!(i->flags & INSN_MEM) || cpu_has(t->v, FEAT_FDP_EXCPTN_ONLY))
+        return;
+    struct ea e;
+    ea_of(t, i, &e);
+    e.seg = SEG_DS; /* the offset, not the linear address */
+    if (!ea_simple(t, &e)) {
+        flags_keep(t);
+        flags_disturb(t);
+    }
+    ea_lea(t, H_RAX, &e, 0);
+    put_rm(t->c, true, 0x89, H_RAX, H_RBP, V_AT(x87.fdp));
+    store_selector(t, i->seg, V_AT(x87.fds));
+}
+
+void fip_flush(struct tr *t, bool valid, s32 off)
+{
+    if (!valid)
+        return;
+    put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(rip));
+    if (off)
+        put_rm(t->c, t->wide, 0x8d, H_RAX, H_RAX, off);
+    put_rm(t->c, true, 0x89, H_RAX, H_RBP, V_AT(x87.fip));
+    store_selector(t, SEG_CS, V_AT(x87.fcs));
+}
+
+/* Control instructions, which leave the pointers alone. */
+void emit_x87_control(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    struct ea ea;
+    struct mem m;
+    units_want(t, UNIT_X87);
+    if (i->opcode == 0x9b) /* FWAIT: nothing is pending */
+        return;
+    if (!(i->flags & INSN_MEM)) { /* FNSTSW AX */
+        put1(c, 0xdf), put1(c, 0xe0);
+        put1(c, 0x66);
+        put_rr(c, false, 0x89, H_RAX, host_of[RAX]);
+        return;
+    }
+    unsigned ext = i->modrm >> 3 & 7;
+    ea_of(t, i, &ea);
+    mem_check(t, &ea, 2, ext == 7, &m);
+    if (ext == 5) { /* FLDCW: with exceptions unmasked it is not for the host */
+        put_rmx(c, false, 0x0fb7, H_RAX, m.base, m.index, 0, m.disp);
+        put_rr(c, false, 0xf7, 2, H_RAX);   /* not eax */
+        put1(c, 0xa8), put1(c, 0x3f); /* test al, 0x3f */
+        slow_if(t, CC_NE);
+    }
+    put_op_mem(t, false, i->opcode, ext, &m);
 }

@@ -1,29 +1,48 @@
 /* Which instructions have a translation of their own: the allow-list that docs/jit.md asks to review. */
+#include "cpu/isa/encode.h"
 #include "jit/tr.h"
 
-/* Operands of a row that K_COPY can place. */
+/* Rows with SIMD or x87 operands that K_COPY can place. */
 static bool vector_possible(bool wide, const struct insn *i, const struct insn_row *row)
 {
-    if (row->vex || row->checks & ~(u32)(CHK_SSE | CHK_ALIGN16 | CHK_ALIGN_MM | CHK_ONLY64) || (i->flags & INSN_LOCK) ||
+    const u32 known = CHK_UNITS | CHK_ALIGN16 | CHK_ALIGN_MM | CHK_ONLY64 | CHK_NO64;
+    if (row->checks & ~known || row->vex == 2 || (i->flags & (INSN_LOCK | INSN_VSIB)) ||
         (row->map == 3 && row->opcode >= 0x60 && row->opcode <= 0x63)) /* implicit registers */
         return false;
+    if (row->checks & CHK_NO64 && !(row->vex && wide == false && !insn_wide(i)))
+        return false;
+    bool vector = row->checks & (CHK_SSE | CHK_AVX), x87 = row->checks & CHK_X87;
     for (unsigned n = 0; n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
         switch (o->kind) {
-        case OPND_VEC_REG: case OPND_VEC_RM: case OPND_VEC_FIXED: case OPND_GPR_REG: case OPND_GPR_RM: case OPND_MEM: case OPND_IMM:
+        case OPND_VEC_REG: case OPND_VEC_RM: case OPND_VEC_FIXED: case OPND_VEC_VVVV: case OPND_VEC_IS4:
+            if (!vector)
+                return false;
+            break;
+        case OPND_GPR_REG: case OPND_GPR_RM: case OPND_MEM: case OPND_IMM:
+            break;
+        case OPND_MMX_REG: case OPND_MMX_RM:
+            return false;
+        case OPND_X87_ST: case OPND_X87_STI:
+            if (!x87)
+                return false;
             break;
         default:
             return false;
         }
         if (o->kind == OPND_GPR_RM && o->size == 1 && !(i->flags & INSN_MEM) && (i->rm8 & 7))
             return false;
+        if ((i->flags & INSN_MEM) && (o->kind == OPND_MEM || o->kind == OPND_GPR_RM || o->kind == OPND_VEC_RM) && !operand_bytes(i, n))
+            return false;
     }
+    if (row->checks & CHK_MMX)
+        return false;
     return !(i->flags & INSN_MEM) || ea_possible(wide, i);
 }
 
 static bool copy_possible(bool wide, const struct insn *i, const struct insn_row *row)
 {
-    if (row->checks & CHK_SSE)
+    if (row->checks & CHK_UNITS)
         return !row->intercept && vector_possible(wide, i, row);
     if (row->checks & ~(u32)(CHK_LOCK | CHK_ONLY64 | CHK_NO64) || row->intercept)
         return false;
@@ -84,6 +103,12 @@ static bool rm_placed(bool wide, const struct insn *i, bool byte)
     return byte ? !(i->rm8 & 7) && in_host(i->rm8 / 8u) : in_host(i->rm);
 }
 static bool multiply_possible(bool wide, const struct insn *i) { return rm_placed(wide, i, !(i->opcode & 1)); }
+/* Operands of 32 and 64 bits that are not where the dividend is. */
+static bool divide_possible(bool wide, const struct insn *i)
+{
+    return (i->opcode & 1) && i->opsize >= 4 &&
+           ((i->flags & INSN_MEM) ? ea_possible(wide, i) : i->rm != RAX && i->rm != RDX);
+}
 static bool cmpxchg_possible(bool wide, const struct insn *i)
 {
     bool byte = !(i->opcode & 1);
@@ -118,8 +143,16 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
         case 0x86: case 0x87:
             return copy_possible(wide, i, row) ? K_COPY : K_CALL;
         case 0xf6: case 0xf7:
-            if (ext == 4 || ext == 5) /* DIV and IDIV may fault on the host */
+            if (ext == 4 || ext == 5)
                 return multiply_possible(wide, i) ? K_MULTIPLY : K_CALL;
+            if (ext >= 6)
+                return divide_possible(wide, i) ? K_DIVIDE : K_CALL;
+            break;
+        case 0x9b:
+            return K_X87_CONTROL;
+        case 0xd9: case 0xdd: case 0xdf:
+            if (row->jit == JIT_EMIT)
+                return memory && !ea_possible(wide, i) ? K_CALL : K_X87_CONTROL;
             break;
         case 0x68: case 0x6a:
             return size == stack ? K_PUSH_IMM : K_CALL;
@@ -157,6 +190,10 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
         if (op == 0xc0 || op == 0xc1)
             return copy_possible(wide, i, row) ? K_COPY : K_CALL;
     }
+    if (row->vex == 1 && row->map == 2 && op == 0xf6)
+        return memory && !ea_possible(wide, i) ? K_CALL : K_MULX;
+    if (row->vex == 1 && row->map == 1 && op == 0x77)
+        return wide && !j->zmm ? K_VZERO : K_CALL;
     if (row->jit != JIT_COPY)
         return K_CALL;
     return copy_possible(wide, i, row) ? K_COPY : K_CALL;

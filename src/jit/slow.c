@@ -4,17 +4,17 @@
  */
 #include "jit/tr.h"
 
-static struct slow *slow_path(struct tr *t)
+struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
         t->cur = &t->slow[t->nslow++];
-        *t->cur = (struct slow){.off = (u16)t->off, .idx = (u8)t->idx, .vec_store = t->vec_dirty};
+        *t->cur = (struct slow){.off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip};
     }
     return t->cur;
 }
-void slow_if(struct tr *t, unsigned cc)
+void slow_if(struct tr *t, unsigned cc) { slow_add(t, slow_path(t), cc); }
+void slow_add(struct tr *t, struct slow *s, unsigned cc)
 {
-    struct slow *s = slow_path(t);
     u8 *at = put_jcc(t->c, cc);
     if (s->n < ARRAY_SIZE(s->from))
         s->from[s->n++] = at;
@@ -27,7 +27,7 @@ void slow_back(struct tr *t)
     if (!t->cur)
         return;
     t->cur->back = t->c->p;
-    t->cur->vec_load = t->vec_valid;
+    t->cur->units = t->units;
     t->cur->load_flags = t->flags == FL_HOST || t->flags == FL_BOTH;
     t->cur = NULL;
 }
@@ -45,13 +45,20 @@ void emit_exit(struct tr *t, u32 reason)
     put_jmp_to(t->c, t->j->exit);
 }
 
+/* The translation is left behind instruction @idx: the entry counted all of them. */
+void left_add(struct tr *t, unsigned idx)
+{
+    if (t->b->n > idx + 1)
+        put_alu_imm_mem(t->c, true, 0, H_RSP, F_AT(left), (s32)(t->b->n - idx - 1));
+}
+
 void emit_slow_paths(struct tr *t)
 {
     for (unsigned n = 0; n < t->nslow; n++) {
         struct slow *s = &t->slow[n];
         for (unsigned k = 0; k < s->n; k++)
             put_target(s->from[k], t->c->p);
-        vec_moves(t, s->vec_store, false);
+        fip_flush(t, s->fip_valid, s->fip);
         if (t->q->stop && s->idx == t->q->first + t->q->count - 1) {
             rip_add(t, s->off);
             emit_exit(t, JIT_EXIT_STOP);
@@ -61,10 +68,20 @@ void emit_slow_paths(struct tr *t)
         if (s->leave) { /* a branch: its body has set next_rip */
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
             put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+            left_add(t, s->idx);
             emit_exit(t, s->leave - 1u);
             continue;
         }
-        vec_moves(t, s->vec_load, true);
+        if (s->units) { /* as the code at @back takes for granted */
+            put_mov_imm32(t->c, H_RAX, s->units);
+            put_call_to(t->c, t->j->units_load);
+            u8 *loaded = put_jcc(t->c, CC_NE);
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
+            put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+            left_add(t, s->idx);
+            emit_exit(t, JIT_EXIT_FAR);
+            put_target(loaded, t->c->p);
+        }
         if (s->load_flags)
             flags_load(t);
         put_jmp_to(t->c, s->back);

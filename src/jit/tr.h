@@ -14,15 +14,49 @@
 
 enum flag_state { FL_MEMORY, FL_HOST, FL_BOTH, FL_NOWHERE };
 
+enum kind {
+    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
+    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
+};
+
 struct slow {
     u8 *from[8];     /* jumps to it */
     unsigned n;
     u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
     bool load_flags; /* EFLAGS must hold the flags at @back */
-    u16 off;
+    s32 off;
     u8 idx;
-    u16 vec_store, vec_load; /* XMM registers that only the host holds at the branch; that it must hold at @back */
+    bool fip_valid;
+    s32 fip;
+    u32 units;       /* that the host must hold at @back */
     u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+};
+
+struct ea {
+    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
+    u8 seg;
+    u8 adsize;
+    s64 disp; /* REG_RIP: relative to the start of the block */
+};
+
+/* A check of a cell that missed: asks the TLB, out of line. */
+struct miss {
+    u8 *from, *back;
+    struct ea ea;
+    struct slow *slow;
+    u8 cell, size;
+    bool write, address; /* @address: RAX is to hold the address at @back */
+};
+
+/* A conditional branch leaves the path. */
+struct side_exit {
+    u8 *from;
+    s64 delta;       /* to where, from the start */
+    u8 idx;
+    bool save_flags; /* they are in EFLAGS only */
+    bool fip_valid;
+    s32 fip;
 };
 
 struct tr {
@@ -32,18 +66,31 @@ struct tr {
     struct jit *j;
     struct block *b;
     const struct insn *i;
-    unsigned idx, off; /* of the instruction in the block */
+    unsigned idx;      /* of the instruction in the block */
+    s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
     enum flag_state flags;
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
-    u8 live_after[BLOCK_MAX]; /* packed FL_ARITH */
-    struct slow slow[BLOCK_MAX];
+    u8 live_after[PATH_MAX_INSNS]; /* packed FL_ARITH */
+    struct slow slow[PATH_MAX_INSNS];
     unsigned nslow;
     struct slow *cur;  /* slow path of the instruction, made on first use */
     struct block_links *links;
-    u16 vec_valid, vec_dirty; /* XMM registers that the host holds; of which struct vcpu has not got the value */
-    bool simd_checked, fp_checked;
+    const u8 *entry;   /* where a loop goes on, */
+    const u8 *body;    /* or here, when the units are known to be loaded; NULL: not so */
+    u8 *again[16];     /* jumps there that do not, for budget or attention */
+    unsigned nagain;
+    bool loops, calls; /* its last branch leads to its start; it has bodies in it */
+    struct side_exit exit[PATH_MAX_BLOCKS];
+    unsigned nexit;
+    struct miss miss[2 * PATH_MAX_INSNS];
+    unsigned nmiss;
+    u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
+    u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
+    u32 units;         /* enum unit: known to be in the host's registers */
+    bool fip_valid;    /* an x87 instruction at @fip has run, and x87.fip does not say so yet */
+    s32 fip;
 };
 
 /* ---- flags.c ---- */
@@ -63,20 +110,18 @@ void flags_want(struct tr *t);
 
 /* Takes the slow path of the instruction on @cc. */
 void slow_if(struct tr *t, unsigned cc);
+struct slow *slow_path(struct tr *t);
+void slow_add(struct tr *t, struct slow *s, unsigned cc);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, unsigned off);
 void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
+/* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
+void left_add(struct tr *t, unsigned idx);
 
 /* ---- memory.c ---- */
 
-struct ea {
-    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
-    u8 seg;
-    u8 adsize;
-    s64 disp; /* REG_RIP: relative to the start of the block */
-};
 struct mem {
     u8 base, index; /* host registers: [base + index + disp] */
     s32 disp;
@@ -96,6 +141,10 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
  * free again and RCX is part of the address in @m.
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_misses(struct tr *t);
+void cells_of_loop(struct tr *t, unsigned end);
+/* After each instruction: which base registers it replaced. */
+void cells_after(struct tr *t, const struct insn *i, enum kind k);
 /* op reg, [m] */
 void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m);
 /* The address itself in RCX. */
@@ -106,19 +155,22 @@ void reg_store(struct tr *t, unsigned r, unsigned host);
 
 /* ---- kind.c: what has a translation of its own ---- */
 
-enum kind {
-    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
-    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
-    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY,
-};
+/* Rows that use a unit. */
+#define CHK_UNITS (CHK_X87 | CHK_X87_NOWAIT | CHK_MMX | CHK_SSE | CHK_AVX)
 enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
 
 /* ---- emit_vec.c ---- */
 
-void vec_moves(struct tr *t, u16 set, bool load);
-void vec_read(struct tr *t, unsigned n);
-void vec_written(struct tr *t, unsigned n);
-void vec_flush(struct tr *t);
+/* The units of the instructions from @idx on, as far as the next body. */
+u32 units_ahead(const struct tr *t, unsigned idx);
+/* The units @need (enum unit) are in the host's registers from here on; or the slow path is taken. */
+void units_want(struct tr *t, u32 need);
+/* FIP and FDP of an instruction that has run: FDP at once, FIP when fip_flush() says. */
+void x87_note(struct tr *t, const struct insn *i);
+/* x87.fip names the instruction @off from the start, if @valid. Uses RAX, keeps flags. */
+void fip_flush(struct tr *t, bool valid, s32 off);
+void emit_vzero(struct tr *t, const struct insn *i);
+void emit_x87_control(struct tr *t, const struct insn *i);
 void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e);
 void vector_end(struct tr *t, const struct insn *i);
 
@@ -126,6 +178,8 @@ void vector_end(struct tr *t, const struct insn *i);
 
 void emit_copy(struct tr *t, const struct insn *i);
 void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write);
+void emit_mulx(struct tr *t, const struct insn *i);
+void emit_divide(struct tr *t, const struct insn *i);
 void emit_xchg(struct tr *t, const struct insn *i);
 void emit_accumulator(struct tr *t, const struct insn *i);
 void emit_moffs(struct tr *t, const struct insn *i);
@@ -150,11 +204,15 @@ static inline void stack_move(struct tr *t, s32 by)
 
 /* ---- branch.c ---- */
 
+/* Budget and attention at the entry: jumps to where the translation is left. */
+void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention);
 /* frame.rip += delta; flags are disturbed. */
 void rip_add(struct tr *t, s64 delta);
 /* To @delta bytes from the start of the block, in the same page. */
 void emit_link(struct tr *t, s64 delta);
-bool same_page(const struct tr *t, s64 delta);
+/* A branch inside a path, to the instruction that follows there. */
+void emit_along(struct tr *t, const struct insn *i, enum kind k);
+void emit_side_exits(struct tr *t);
 /* RCX = the address @delta bytes from the start of the block. */
 void rip_to_rcx(struct tr *t, s64 delta);
 /* A branch whose slow path leaves translated code with what the body said. */

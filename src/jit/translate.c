@@ -37,8 +37,8 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     flags_keep(t);
     emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
-    t->vec_valid = 0;
-    t->simd_checked = t->fp_checked = false;
+    t->units = 0;
+    t->cells = 0;
     t->j->stats.called++;
     bool leave = !t->wide && loads_segment(i);
     if (!last && !leave)
@@ -69,8 +69,19 @@ static bool emit_insn(struct tr *t, bool last)
     t->live &= ~writes; /* what a check before the write must not lose */
     t->cur = NULL;
     t->j->stats.insns++;
-    if (k == K_CALL || (k >= K_JCC && k <= K_RET))
-        vec_flush(t);
+    bool branch = k >= K_JCC && k <= K_RET;
+    if (t->idx == 0 && t->loops && !t->calls && !branch) {
+        units_want(t, units_ahead(t, 0));
+        t->body = t->c->p;
+    }
+    if (branch && t->q->off && t->idx + 1 < t->q->count) {
+        emit_along(t, i, k);
+        return false;
+    }
+    if (k == K_CALL || branch) {
+        fip_flush(t, t->fip_valid, t->fip);
+        t->fip_valid = false;
+    }
     switch (k) {
     case K_CALL:
         emit_call_of_body(t, i, last);
@@ -101,10 +112,15 @@ static bool emit_insn(struct tr *t, bool last)
     case K_RET: emit_ret(t, i); return true;
     case K_XCHG: emit_xchg(t, i); break;
     case K_MULTIPLY: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, false); break;
+    case K_DIVIDE: emit_divide(t, i); break;
+    case K_MULX: emit_mulx(t, i); break;
+    case K_VZERO: emit_vzero(t, i); break;
+    case K_X87_CONTROL: emit_x87_control(t, i); break;
     case K_CMPXCHG: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, true); break;
     }
     flags_written(t, writes);
     slow_back(t);
+    cells_after(t, i, k);
     return false;
 }
 
@@ -112,7 +128,8 @@ static bool emit_insn(struct tr *t, bool last)
 static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
-           insn_row(i)->checks & CHK_SSE;
+           k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
+           k == K_DIVIDE || insn_row(i)->checks & CHK_UNITS;
 }
 
 static void liveness(struct tr *t, unsigned end)
@@ -128,49 +145,58 @@ static void liveness(struct tr *t, unsigned end)
     }
 }
 
-bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links)
+bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
 {
     struct block *b = q->b;
+    struct code_buf *c = hot;
     struct tr t = {.c = c, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
     t.wide = q->v->code_mode == CODE_64;
     unsigned end = q->first + q->count;
     u8 *from_budget = NULL, *from_attention = NULL;
+    t.entry = c->p;
     if (!q->region) {
-        put_alu_imm_mem(c, true, 5, H_RSP, F_AT(left), (s32)b->n);
-        from_budget = put_jcc(c, CC_S);
-        put_alu_imm_mem(c, false, 7, H_RBP, V_AT(attention), 0);
-        from_attention = put_jcc(c, CC_NE);
+        put_entry(&t, &from_budget, &from_attention);
     }
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
     liveness(&t, end);
+    if (!q->region)
+        cells_of_loop(&t, end);
     bool ended = false;
     for (t.idx = q->first; t.idx < end && !ended; t.idx++) {
         t.i = &b->insn[t.idx];
+        if (q->off)
+            t.off = q->off[t.idx];
         ended = emit_insn(&t, t.idx == end - 1 && !q->region);
         t.off += t.i->len;
     }
     if (!ended) { /* on to what follows */
         flags_keep(&t);
-        vec_flush(&t);
+        fip_flush(&t, t.fip_valid, t.fip);
         t.cur = NULL;
         t.idx = end - 1;
         if (q->region) {
             rip_add(&t, t.off);
             emit_exit(&t, JIT_EXIT_STOP);
-        } else if (same_page(&t, t.off)) {
+        } else if (in_page(b, t.off)) {
             emit_link(&t, t.off);
         } else {
             rip_to_rcx(&t, t.off);
             emit_goto(&t);
         }
     }
+    if (cold)
+        t.c = c = cold;
+    emit_side_exits(&t);
+    emit_misses(&t);
     emit_slow_paths(&t);
     if (!q->region) {
         put_target(from_budget, c->p);
         put_target(from_attention, c->p);
+        for (unsigned n = 0; n < t.nagain; n++)
+            put_target(t.again[n], c->p);
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
     }
-    return !c->full;
+    return !c->full && !hot->full;
 }

@@ -217,8 +217,16 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
     return others;
 }
 
+/* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
+static void cells_forget(struct vcpu *v)
+{
+    if (v)
+        memset(v->cell_limit, 0, sizeof(v->cell_limit));
+}
+
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
+    cells_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
     if (!keep_global)
@@ -294,6 +302,7 @@ static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop wh
 static void flushed(struct mmu *m)
 {
     m->stats.flushes++;
+    cells_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }
@@ -332,6 +341,7 @@ static void array_protect(struct array *a, pa_t page)
 static void protect(struct mmu *m, pa_t page)
 {
     m->stats.protects++;
+    cells_forget(m->v);
     for (unsigned i = 0; i < SPACES; i++)
         for (unsigned c = 0; m->space[i] && c < CONTEXTS; c++)
             array_protect(&m->space[i]->ctx[c], page);
@@ -510,12 +520,15 @@ static enum tlb_context privilege_context(const struct vcpu *v)
 void mmu_update_privilege(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    struct tlb_entry *before = v->tlb_now;
     if (unlikely(m->stale || !m->now)) {
         v->tlb_now = m->uncached;
-        return;
+    } else {
+        enum tlb_context c = privilege_context(v);
+        v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
-    enum tlb_context c = privilege_context(v);
-    v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
+    if (v->tlb_now != before)
+        cells_forget(v);
 }
 
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
@@ -526,6 +539,7 @@ void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
     m->vpid = vpid;
     m->stale = true;
     v->tlb_now = m->uncached;
+    cells_forget(v);
 }
 
 const struct walk_context *mmu_context(const struct vcpu *v) { return &v->mmu->ctx; }
@@ -817,6 +831,7 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
 void mmu_watch_changed(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    cells_forget(v);
     watch_collect(m, v);
     for (unsigned i = 0; i < m->nwatch; i++) {
         unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);

@@ -1,7 +1,8 @@
 /*
  * l2run KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and nothing else.
  * It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as part of
- * an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
+ * an initramfs. The environment's L2RUN_RAM is the guest's memory in MiB (256). Ends when the guest
+ * resets (triple fault) with 0, with 1 on any other end.
  *
  * Interfaces: Linux Documentation/virt/kvm/api.rst; boot protocol: Documentation/arch/x86/boot.rst.
  */
@@ -18,7 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RAM_SIZE (256ul << 20)
 #define LOAD_AT 0x100000
 #define PARAMS_AT 0x10000
 #define CMDLINE_AT 0x20000
@@ -113,7 +113,7 @@ static void write_acpi(uint8_t *ram)
     rsdp[32] = checksum(rsdp, 36);
 }
 
-static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, const char *cmdline)
+static void load_linux(uint8_t *ram, size_t ram_size, const char *kernel, const char *initrd, const char *cmdline)
 {
     size_t ksize, isize;
     uint8_t *k = read_file(kernel, &ksize), *i = read_file(initrd, &isize), *zp = ram + PARAMS_AT;
@@ -122,7 +122,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
         exit(1);
     }
     size_t setup = ((k[0x1f1] ? k[0x1f1] : 4) + 1) * 512u;
-    size_t at = (RAM_SIZE - isize) & ~4095ul;
+    size_t at = (ram_size - isize) & ~4095ul;
     memcpy(ram + LOAD_AT, k + setup, ksize - setup);
     memcpy(ram + at, i, isize);
     strcpy((char *)ram + CMDLINE_AT, cmdline);
@@ -133,7 +133,7 @@ static void load_linux(uint8_t *ram, const char *kernel, const char *initrd, con
     put32(zp + 0x228, CMDLINE_AT);
     zp[0x1e8] = 3; /* e820 entries */
     put64(zp + 0x2d0, 0), put64(zp + 0x2d8, 0x9fc00), put32(zp + 0x2e0, 1);
-    put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, RAM_SIZE - 0x100000), put32(zp + 0x2f4, 1);
+    put64(zp + 0x2e4, 0x100000), put64(zp + 0x2ec, ram_size - 0x100000), put32(zp + 0x2f4, 1);
     put64(zp + 0x2f8, ACPI_AT), put64(zp + 0x300, 0x20000), put32(zp + 0x308, 2);
     write_acpi(ram);
     put64(ram + GDT_AT + 0x10, 0x00cf9b000000ffff);
@@ -299,11 +299,13 @@ int main(int argc, char **argv)
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) ||
         ioctl(vm, KVM_CREATE_IRQCHIP, 0) || ioctl(vm, KVM_CREATE_PIT2, &pit))
         die("setting the virtual machine up");
-    uint8_t *ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const char *mib = getenv("L2RUN_RAM");
+    size_t ram_size = (size_t)(mib ? atoi(mib) : 256) << 20;
+    uint8_t *ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (ram == MAP_FAILED)
         die("guest memory");
-    load_linux(ram, argv[1], argv[2], argc > 3 ? argv[3] : "console=ttyS0 reboot=t panic=-1");
-    struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE, .userspace_addr = (uintptr_t)ram};
+    load_linux(ram, ram_size, argv[1], argv[2], argc > 3 ? argv[3] : "console=ttyS0 reboot=t panic=-1");
+    struct kvm_userspace_memory_region region = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
     if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region))
         die("KVM_SET_USER_MEMORY_REGION");
     int cpu = ioctl(vm, KVM_CREATE_VCPU, 0);
