@@ -34,6 +34,9 @@ struct nestor_config {
     unsigned api_version; /* NESTOR_API_VERSION */
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
     const char *engine;   /* "jit" (default), "interp", "lockstep" */
+    uint64_t jit_cache;   /* bytes of translated code each processor keeps; default 64 MiB */
+    const char *jit_dump; /* file that every translation is listed in; NULL: none */
+    bool perf_map;        /* write /tmp/perf-PID.map, by which perf(1) names translated code */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
     enum nestor_clock clock;

@@ -34,6 +34,7 @@ struct nestor {
     unsigned ncpus;
     struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
+    struct jit_options jit_options;
     struct boot boot;
     struct nestor_config config;
     u64 ram;

@@ -383,14 +383,15 @@ int main(int argc, char **argv)
         }
         made += BLOCKS;
         insns += t.a.v->icount;
-        faults += load32(t.a.ram + TWIN_RECOVER + 16);
+        u32 count = load32(t.a.ram + TWIN_RECOVER + 16); /* unless the program wrote there */
+        faults += count < t.a.v->icount ? count : 0;
         seed = seed * 0x5851f42d4c957f2dull + 0x14057b7ef767814full;
         if (!seed)
             seed = 1;
     }
     const struct jit_stats *js = jit_stats(t.b.v);
-    printf("%lu blocks from seed %llx on, no difference: %llu instructions, %lu exceptions, %lu shutdowns; %llu translations, %llu calls of bodies\n",
-           made, (unsigned long long)first, (unsigned long long)insns, faults, shutdowns, (unsigned long long)js->translated,
+    printf("%lu blocks from seed %llx on, no difference: %llu instructions, %lu exceptions, %lu shutdowns; %llu translations (%llu evicted), %llu calls of bodies\n",
+           made, (unsigned long long)first, (unsigned long long)insns, faults, shutdowns, (unsigned long long)js->translated, (unsigned long long)js->evicted,
            (unsigned long long)js->calls);
     twins_free(&t);
     return 0;

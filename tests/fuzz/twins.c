@@ -38,6 +38,8 @@ static void twin_new(struct twin *g, const struct engine *engine)
     struct cpu_config cfg = {.model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .pio = g->pio, .clock = &g->clock,
                              .nr_cpus = 1};
     g->v = vcpu_new(&cfg, &err);
+    if (g->v)
+        g->v->jit_options.cache = 4 << 20; /* so that room has to be made */
     if (!g->v || engine->attach(g->v))
         panic("twins: no processor");
     physmap_subscribe(g->pm, PAGE_CODE, written, g);
