@@ -356,6 +356,8 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
     if (unlikely(attention(v)))
         return HOT_COLD;
     if (!b->code) {
+        if (j->pending) /* translated code leads here: it is no beginner */
+            b->heat += j->heat / 4;
         j->pending = 0;
         if (++b->heat < j->heat || !b->host || !mode_ok(v))
             return HOT_COLD;
