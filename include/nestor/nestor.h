@@ -33,7 +33,7 @@ enum nestor_clock { NESTOR_CLOCK_HOST, NESTOR_CLOCK_ICOUNT };
 struct nestor_config {
     unsigned api_version; /* NESTOR_API_VERSION */
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
-    const char *engine;   /* "interp" */
+    const char *engine;   /* "jit" (default), "interp", "lockstep" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
     enum nestor_clock clock;

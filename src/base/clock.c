@@ -18,13 +18,14 @@ u64 clock_now(const struct clock *c)
 {
     if (c->kind == CLOCK_HOST)
         return host_now() - c->host_base;
-    return c->icount_ns + (c->live ? *c->live - c->live_base : 0);
+    return c->icount_ns + (c->live ? c->live->count(c->live_of) - c->live_base : 0);
 }
 
-void clock_follow(struct clock *c, const u64 *live)
+void clock_follow(struct clock *c, const struct clock_source *live, void *opaque)
 {
     c->live = live;
-    c->live_base = live ? *live : 0;
+    c->live_of = opaque;
+    c->live_base = live ? live->count(opaque) : 0;
 }
 
 u64 clock_stop(const struct clock *c) { return clock_now(c); }
@@ -82,4 +83,9 @@ void timer_arm(struct timer *t, u64 deadline)
         p = &(*p)->next;
     t->next = *p;
     *p = t;
+    struct clock *c = t->clock;
+    if (c->live && c->armed == t) {
+        u64 now = clock_now(c);
+        c->live->due(c->live_of, deadline > now ? deadline - now : 0);
+    }
 }

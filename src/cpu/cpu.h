@@ -88,6 +88,12 @@ void cpu_rearm(struct vcpu *v);
 /* Set the STI / MOV SS shadow: holds for the next instruction only. */
 void cpu_set_shadow(struct vcpu *v, u8 shadow);
 
+/* ---- the count of instructions (interp.c) ---- */
+/* Exact even while a body runs, unlike v->icount, which engines bring up to date at the end of a block. */
+u64 cpu_retired(const struct vcpu *v);
+/* The engine returns after @count more instructions (1: behind the one in hand), or sooner. */
+void cpu_end_slice(struct vcpu *v, u64 count);
+
 /* ---- segments and far transfers (segment.c, far.c, task.c) ---- */
 struct descriptor { u64 lo, hi; };
 void cpu_load_segment(struct vcpu *v, unsigned seg, u16 sel);      /* MOV Sreg, POP, LDS...: every check; real and v86 too */

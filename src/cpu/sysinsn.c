@@ -410,7 +410,7 @@ void insn_mwait(struct vcpu *v, const struct insn *i)
         v->activity = ACTIVITY_MWAIT;
         cpu_attention(v, ATT_IRQ_WINDOW);
     } else if (armed) {
-        v->budget_end = v->icount;
+        cpu_end_slice(v, 1);
     }
 }
 

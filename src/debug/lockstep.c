@@ -308,7 +308,7 @@ static enum run_result run(struct vcpu *v)
     int reason = setjmp(v->unwind);
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return run_plain(v);
+    return run_ended(v, run_plain(v));
 }
 
 static int attach(struct vcpu *v) { return engine_jit.attach(v); }

@@ -409,7 +409,7 @@ static enum run_result run(struct vcpu *v)
     j->pending = 0;
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
+    return run_ended(v, log_on(LOG_insn) ? run_traced(v) : run_plain(v));
 }
 
 /* ---- lock-step ---- */

@@ -86,8 +86,8 @@ static void hand_over(void *cpu)
 {
     struct nestor *m = ((struct vcpu *)cpu)->machine;
     struct vcpu *v = m->running;
-    if (v && v != cpu && v->budget_end > v->icount + AFTER_MESSAGE)
-        v->budget_end = v->icount + AFTER_MESSAGE;
+    if (v && v != cpu)
+        cpu_end_slice(v, AFTER_MESSAGE);
 }
 static void pin_intr(void *cpu, bool asserted)
 {

@@ -13,7 +13,7 @@
 extern const unsigned char demo_image[];
 extern const size_t demo_image_size;
 
-static const struct engine *const engines[] = {&engine_interp, &engine_jit, &engine_lockstep};
+static const struct engine *const engines[] = {&engine_jit, &engine_interp, &engine_lockstep};
 
 static int choose_engine(struct nestor *m, const char *name, struct error *err)
 {
@@ -25,7 +25,7 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
         if (!strcmp(m->engine->name, name))
             return 0;
     }
-    return error_set(err, "--engine %s: unknown, expected interp, jit or lockstep", name);
+    return error_set(err, "--engine %s: unknown, expected jit, interp or lockstep", name);
 }
 
 /* Code that was written is stale in every processor. */
@@ -76,12 +76,14 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->cpu[i])
             return -1;
         m->ncpus++;
+        if (m->clock.kind == CLOCK_ICOUNT) /* a run that repeats: RDRAND too */
+            m->cpu[i]->random_state = 0x853c49e6748fea9bull + i;
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
             return error_set(err, "out of memory for SVM");
         if (m->engine->attach(m->cpu[i]))
-            return error_set(err, "out of memory for the engine");
+            return error_set(err, "--engine %s: no memory for translated code, or the host forbids it (--engine interp needs none)", m->engine->name);
     }
     return 0;
 }

@@ -79,6 +79,11 @@ static u64 slice_length(const struct nestor *m)
     return room < ICOUNT_SLICE ? room : ICOUNT_SLICE;
 }
 
+static u64 instructions_retired(void *cpu) { return cpu_retired(cpu); }
+/* The instruction in hand ends first. */
+static void timer_due(void *cpu, u64 ns) { cpu_end_slice(cpu, ns ? ns : 1); }
+static const struct clock_source instructions = {instructions_retired, timer_due};
+
 static bool stop_requested(struct nestor *m, u64 deadline, struct nestor_result *r)
 {
     if (m->want_exit)
@@ -135,14 +140,16 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
             u64 start = v->icount;
             v->budget_end = start + length;
             if (m->clock.kind == CLOCK_ICOUNT)
-                clock_follow(&m->clock, &v->icount);
+                clock_follow(&m->clock, &instructions, v);
             m->running = v;
             enum run_result r = likely(!m->debugger) ? m->engine->run(v) : m->debugger->run(m, v, &stop);
             m->running = NULL;
             if (m->clock.kind == CLOCK_ICOUNT)
-                clock_follow(&m->clock, NULL);
+                clock_follow(&m->clock, NULL, NULL);
             if (v->icount - start > longest)
                 longest = v->icount - start;
+            if (m->clock.kind == CLOCK_ICOUNT && slice_length(m) < length) /* it has armed a timer */
+                length = slice_length(m);
             any |= v->icount != start || r != RUN_HALTED || stop;
             if (r == RUN_SHUTDOWN)
                 m->triple_fault = true;

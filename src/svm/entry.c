@@ -187,7 +187,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     mmu_watch_changed(v);
     cpu_flags_changed(v);
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
-    x->pause_last = v->icount;
+    x->pause_last = cpu_retired(v);
 
     x->last_failure = NULL;
     x->stats.entries++;

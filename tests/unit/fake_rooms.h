@@ -53,6 +53,9 @@ void cpu_raise_error(struct vcpu *v, unsigned vector, u32 error) { raised((int)v
 void cpu_raise_db(struct vcpu *v, u64 bits) { fake.db_bits = bits, raised(VEC_DB, 0); }
 void cpu_raise_walk(struct vcpu *v, gva_t la, u32 access, const struct walk *w) { raised(VEC_PF, 0); }
 
+/* ---- interp.c ---- */
+void cpu_end_slice(struct vcpu *v, u64 count) { v->budget_end = v->icount + count; }
+
 /* ---- mode.c ---- */
 void cpu_mode_changed(struct vcpu *v) { fake.mode_changes++; }
 void cpu_segments_changed(struct vcpu *v) {}
