@@ -253,6 +253,7 @@ static void emit_ret_along(struct tr *t, const struct insn *i)
     mem_check(t, &e, word(t), false, &m);
     put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(rip));
     put_rm(t->c, t->wide, 0x8d, H_RAX, H_RAX, t->q->off[t->idx + 1]);
+    flags_disturb(t);
     put_op_mem(t, t->wide, 0x3b, H_RAX, &m);
     slow_if(t, CC_NE);
     stack_move(t, (s32)(word(t) + (i->opcode == 0xc2 ? (u16)i->imm : 0)));

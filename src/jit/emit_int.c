@@ -58,10 +58,12 @@ void emit_copy(struct tr *t, const struct insn *i)
             mem_to_rcx(t, &m);
         }
         if (row->checks & CHK_ALIGN16) {
+            flags_spare(t);
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
         if (locked && mem_size > 1) { /* no split locks on the host */
+            flags_spare(t);
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
@@ -125,6 +127,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
         mem_check(t, &ea, size, write, &m);
         if (write && size > 1 && (i->flags & INSN_LOCK)) {
             mem_to_rcx(t, &m);
+            flags_spare(t);
             put1(c, 0xf6), put1(c, 0xc1), put1(c, size - 1);
             slow_if(t, CC_NE);
         }

@@ -6,20 +6,19 @@ u32 units_ahead(const struct tr *t, unsigned idx)
 {
     u32 need = 0;
     for (const struct insn *i = &t->b->insn[idx]; idx < t->q->first + t->q->count; idx++, i++) {
-        if (kind_of(t->j, t->wide, i) == K_CALL)
+        if (t->kinds[idx] == K_CALL)
             break;
         need |= jit_units_of(insn_row(i));
     }
     return need;
 }
 
-void units_want(struct tr *t, u32 need)
+/* NULL: known already; else a jump to be set, for when they are not to be had. */
+static u8 *units_check(struct tr *t, u32 need)
 {
     struct code_buf *c = t->c;
     if (!(need & ~t->units))
-        return;
-    if (!t->q->region) /* one check for all that follow */
-        need |= units_ahead(t, t->idx);
+        return NULL;
     flags_keep(t);
     flags_disturb(t);
     put_rm(c, false, 0x8b, H_RAX, H_RSP, F_AT(units));
@@ -28,9 +27,30 @@ void units_want(struct tr *t, u32 need)
     u8 *loaded = put_jcc(c, CC_E);
     put_mov_imm32(c, H_RAX, need);
     put_call_to(c, t->j->units_load);
-    slow_if(t, CC_E);
+    u8 *none = put_jcc(c, CC_E);
     put_target(loaded, c->p);
     t->units |= need;
+    return none;
+}
+
+void units_want(struct tr *t, u32 need)
+{
+    if (need & ~t->units && !t->q->region) /* one check for all that follow */
+        need |= units_ahead(t, t->idx);
+    u8 *none = units_check(t, need);
+    if (none)
+        slow_from(t, none);
+}
+
+void units_hoist(struct tr *t)
+{
+    u8 *none = units_check(t, units_ahead(t, 0));
+    if (!none)
+        return;
+    if (t->groups) /* the body of the first instruction would lead behind the groups' check */
+        t->groups->other[t->groups->nother++] = none;
+    else
+        slow_from(t, none);
 }
 
 void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e)
@@ -154,6 +174,7 @@ void emit_x87_control(struct tr *t, const struct insn *i)
     ea_of(t, i, &ea);
     mem_check(t, &ea, 2, ext == 7, &m);
     if (ext == 5) { /* FLDCW: with exceptions unmasked it is not for the host */
+        flags_spare(t);
         put_rmx(c, false, 0x0fb7, H_RAX, m.base, m.index, 0, m.disp);
         put_rr(c, false, 0xf7, 2, H_RAX);   /* not eax */
         put1(c, 0xa8), put1(c, 0x3f); /* test al, 0x3f */

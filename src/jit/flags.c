@@ -74,3 +74,8 @@ void flags_want(struct tr *t)
         t->flags = FL_BOTH;
     }
 }
+void flags_spare(struct tr *t)
+{
+    flags_keep(t);
+    flags_disturb(t);
+}

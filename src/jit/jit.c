@@ -220,7 +220,7 @@ static struct block *path_block(struct jit *j, const struct block *head, const s
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    cache_room(v, BLOCK_CODE_MAX, BLOCK_CODE_MAX + PATH_BYTES);
+    cache_room(v, BLOCK_CODE_MAX, 2 * BLOCK_CODE_MAX + PATH_BYTES);
     size_t before = j->cold;
     struct path p;
     path_find(v, b, &p);
@@ -235,7 +235,7 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             q.off = off;
         }
         struct code_buf c = {j->rw + j->used, j->rw + j->used + BLOCK_CODE_MAX, false};
-        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + BLOCK_CODE_MAX, false};
+        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + 2 * BLOCK_CODE_MAX, false};
         u8 *code = j->rx + j->used;
         if (translate(&q, &c, &cold, *links)) {
             size_t size = (size_t)(c.p - (j->rw + j->used)), rest = (size_t)(cold.p - (j->rw + j->cold));
@@ -271,6 +271,8 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
     if (unlikely(attention(v)))
         return HOT_COLD;
     if (!b->code) {
+        if (j->pending) /* translated code leads here: it is no beginner */
+            b->heat += j->heat / 4;
         j->pending = 0;
         if (++b->heat < j->heat || !b->host || !mode_ok(v))
             return HOT_COLD;

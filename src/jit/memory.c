@@ -95,7 +95,7 @@ static unsigned cell_of(const struct tr *t, const struct ea *e)
     return e->base == REG_RIP || e->base == REG_NONE ? (e->base == REG_NONE && e->index != REG_NONE ? e->index : CELL_RIP) : e->base;
 }
 
-static u32 gprs_written(const struct insn *i)
+u32 gprs_written(const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     u32 set = 0;
@@ -134,14 +134,14 @@ void cells_of_loop(struct tr *t, unsigned end)
     const struct insn *last = &t->b->insn[end - 1];
     const s16 *off = t->q->off;
     s64 next = (off ? off[end - 1] : (s64)t->b->bytes - last->len) + last->len;
-    enum kind k = kind_of(t->j, t->wide, last);
+    enum kind k = t->kinds[end - 1];
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
         return;
     t->loops = true;
     t->steady = 0xffff;
     for (unsigned n = 0; n < end; n++) {
         const struct insn *i = &t->b->insn[n];
-        enum kind way = kind_of(t->j, t->wide, i);
+        enum kind way = t->kinds[n];
         t->calls |= way == K_CALL;
         if (!steps(i, way))
             t->steady &= ~gprs_written(i);
@@ -162,7 +162,7 @@ static bool used_again(const struct tr *t, unsigned base, bool write)
     const struct insn *i = t->i;
     for (unsigned n = t->idx; n < t->q->first + t->q->count; n++, i++) {
         const struct insn_row *row = insn_row(i);
-        enum kind k = kind_of(t->j, t->wide, i);
+        enum kind k = t->kinds[n];
         if (n > t->idx && (i->flags & INSN_MEM) && i->base == base && k != K_LEA && k != K_NOP) {
             for (unsigned o = 0; o < row->nopnd; o++) {
                 unsigned kind = row->opnd[o].kind;
@@ -177,8 +177,7 @@ static bool used_again(const struct tr *t, unsigned base, bool write)
     return false;
 }
 
-/* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
-static void tlb_ask(struct tr *t, unsigned size, bool write)
+void tlb_ask(struct tr *t, unsigned size, bool write)
 {
     struct code_buf *c = t->c;
     put_rm(c, true, 0x8d, H_RCX, H_RAX, (s32)size - 1);
@@ -188,8 +187,7 @@ static void tlb_ask(struct tr *t, unsigned size, bool write)
     put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
     put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
 }
-/* The cell gets what tlb_ask() found; the addend is in RCX then. */
-static void cell_fill(struct tr *t, unsigned cell)
+void cell_fill(struct tr *t, unsigned cell)
 {
     struct code_buf *c = t->c;
     put_rm(c, true, 0x89, H_RCX, H_RBP, V_AT(cell_page) + (s32)cell * 8);
@@ -208,8 +206,15 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
     struct code_buf *c = t->c;
     unsigned base = cell_of(t, e), cell = base + (write ? CELL_WRITE : 0);
     bool add = ea_simple(t, e) && e->adsize == 8 && e->base < 16 && e->index == REG_NONE;
+    if (groups_cover(t, e, write, &cell)) {
+        put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(cell_addend) + (s32)cell * 8);
+        *m = (struct mem){host_of[e->base], H_RCX, (s32)e->disp};
+        return;
+    }
+    bool taken = t->groups && base < 16 && (t->groups->valid & BIT(base)); /* the cell is a group's: not to be filled */
+    cell = base + (write ? CELL_WRITE : 0);
     flags_keep(t);
-    if ((STABLE | t->cells | t->steady) & BIT(base)) {
+    if (!taken && (STABLE | t->cells | t->steady) & BIT(base)) {
         if (!add) {
             ea_lea(t, H_RAX, e, 0);
             put_mov_rr(c, H_RCX, H_RAX);
@@ -234,7 +239,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
         tlb_ask(t, size, write);
         flags_disturb(t);
         slow_if(t, CC_NE);
-        if (used_again(t, base, write)) {
+        if (!taken && used_again(t, base, write)) {
             cell_fill(t, cell);
             t->cells |= BIT(base);
         } else {

@@ -8,19 +8,20 @@ struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
         t->cur = &t->slow[t->nslow++];
-        *t->cur = (struct slow){.off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip};
+        *t->cur = (struct slow){.off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip, .groups = t->groups ? t->groups->valid : 0};
     }
     return t->cur;
 }
 void slow_if(struct tr *t, unsigned cc) { slow_add(t, slow_path(t), cc); }
-void slow_add(struct tr *t, struct slow *s, unsigned cc)
+static void add(struct tr *t, struct slow *s, u8 *at)
 {
-    u8 *at = put_jcc(t->c, cc);
     if (s->n < ARRAY_SIZE(s->from))
         s->from[s->n++] = at;
     else
         t->c->full = true;
 }
+void slow_from(struct tr *t, u8 *jump) { add(t, slow_path(t), jump); }
+void slow_add(struct tr *t, struct slow *s, unsigned cc) { add(t, s, put_jcc(t->c, cc)); }
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t)
 {
@@ -81,6 +82,18 @@ void emit_slow_paths(struct tr *t)
             left_add(t, s->idx);
             emit_exit(t, JIT_EXIT_FAR);
             put_target(loaded, t->c->p);
+        }
+        if (s->groups) {
+            u8 *gone[16];
+            unsigned ways = groups_still(t, s->groups, gone);
+            u8 *granted = put_jmp(t->c);
+            for (unsigned k = 0; k < ways; k++)
+                put_target(gone[k], t->c->p);
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
+            put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+            left_add(t, s->idx);
+            emit_exit(t, JIT_EXIT_FAR);
+            put_target(granted, t->c->p);
         }
         if (s->load_flags)
             flags_load(t);

@@ -29,6 +29,7 @@ struct slow {
     u8 idx;
     bool fip_valid;
     s32 fip;
+    u32 groups;      /* base registers whose groups must still be granted there */
     u32 units;       /* that the host must hold at @back */
     u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
 };
@@ -47,6 +48,22 @@ struct miss {
     struct slow *slow;
     u8 cell, size;
     bool write, address; /* @address: RAX is to hold the address at @back */
+};
+
+/* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
+struct group {
+    s32 lo, hi;
+    u32 count;
+    bool write;
+    unsigned cell;
+    u8 *miss, *back;
+};
+struct groups {
+    struct group group[16]; /* by base register; none: .count is 0 */
+    u32 valid;              /* base registers that have not been loaded since the check, */
+    s64 delta[16];          /* only moved, so far */
+    u8 *other[48];          /* jumps to the other version of the path */
+    unsigned nother;
 };
 
 /* A conditional branch leaves the path. */
@@ -72,6 +89,7 @@ struct tr {
     enum flag_state flags;
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
+    u8 kinds[PATH_MAX_INSNS]; /* enum kind of each */
     u8 live_after[PATH_MAX_INSNS]; /* packed FL_ARITH */
     struct slow slow[PATH_MAX_INSNS];
     unsigned nslow;
@@ -81,6 +99,7 @@ struct tr {
     const u8 *body;    /* or here, when the units are known to be loaded; NULL: not so */
     u8 *again[16];     /* jumps there that do not, for budget or attention */
     unsigned nagain;
+    struct groups *groups; /* NULL: every access is checked by itself */
     bool loops, calls; /* its last branch leads to its start; it has bodies in it */
     struct side_exit exit[PATH_MAX_BLOCKS];
     unsigned nexit;
@@ -103,6 +122,8 @@ void flags_load(struct tr *t); /* uses RAX */
 void flags_disturb(struct tr *t);
 /* Flags that only EFLAGS hold are saved. */
 void flags_keep(struct tr *t);
+/* A test of our own comes: flags that only EFLAGS hold are saved, which uses RAX. */
+void flags_spare(struct tr *t);
 /* Before the instruction itself, when RAX is free: the flags it needs. */
 void flags_want(struct tr *t);
 
@@ -110,6 +131,7 @@ void flags_want(struct tr *t);
 
 /* Takes the slow path of the instruction on @cc. */
 void slow_if(struct tr *t, unsigned cc);
+void slow_from(struct tr *t, u8 *jump);
 struct slow *slow_path(struct tr *t);
 void slow_add(struct tr *t, struct slow *s, unsigned cc);
 /* The native sequence is complete: the slow path comes back here. */
@@ -142,6 +164,12 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
 void emit_misses(struct tr *t);
+/* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
+void tlb_ask(struct tr *t, unsigned size, bool write);
+/* The cell gets what tlb_ask() found; the addend is in RCX then. */
+void cell_fill(struct tr *t, unsigned cell);
+/* General registers that are operands and written. */
+u32 gprs_written(const struct insn *i);
 void cells_of_loop(struct tr *t, unsigned end);
 /* After each instruction: which base registers it replaced. */
 void cells_after(struct tr *t, const struct insn *i, enum kind k);
@@ -152,6 +180,20 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- group.c ---- */
+
+/* The groups of the path; false: none that are worth it. */
+bool groups_find(struct tr *t, struct groups *g);
+/* The checks at the start; what they do out of line; flags must be in memory. */
+void groups_check(struct tr *t, struct groups *g);
+void groups_misses(struct tr *t, struct groups *g);
+/* Whether the access needs no check: @cell has the addend. */
+bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell);
+/* After each instruction. */
+void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind k);
+/* Behind a slow path: are the groups of @valid still granted? Jumps in @from (16) if not; their number. */
+unsigned groups_still(struct tr *t, u32 valid, u8 **from);
 
 /* ---- kind.c: what has a translation of its own ---- */
 
@@ -165,6 +207,8 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
 u32 units_ahead(const struct tr *t, unsigned idx);
 /* The units @need (enum unit) are in the host's registers from here on; or the slow path is taken. */
 void units_want(struct tr *t, u32 need);
+/* At the start of a loop: all that it needs. */
+void units_hoist(struct tr *t);
 /* FIP and FDP of an instruction that has run: FDP at once, FIP when fip_flush() says. */
 void x87_note(struct tr *t, const struct insn *i);
 /* x87.fip names the instruction @off from the start, if @valid. Uses RAX, keeps flags. */

@@ -61,7 +61,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
 static bool emit_insn(struct tr *t, bool last)
 {
     const struct insn *i = t->i;
-    enum kind k = kind_of(t->j, t->wide, i);
+    enum kind k = t->kinds[t->idx];
     u32 reads, writes;
     flag_effects(i, k != K_CALL, &reads, &writes);
     t->live = unpack(t->live_after[t->idx]);
@@ -71,11 +71,15 @@ static bool emit_insn(struct tr *t, bool last)
     t->j->stats.insns++;
     bool branch = k >= K_JCC && k <= K_RET;
     if (t->idx == 0 && t->loops && !t->calls && !branch) {
-        units_want(t, units_ahead(t, 0));
+        units_hoist(t);
         t->body = t->c->p;
     }
+    if (t->idx == 0 && t->groups)
+        groups_check(t, t->groups);
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
+        if (t->groups)
+            groups_step(t, t->groups, i, k);
         return false;
     }
     if (k == K_CALL || branch) {
@@ -121,6 +125,8 @@ static bool emit_insn(struct tr *t, bool last)
     flags_written(t, writes);
     slow_back(t);
     cells_after(t, i, k);
+    if (t->groups)
+        groups_step(t, t->groups, i, k);
     return false;
 }
 
@@ -139,57 +145,71 @@ static void liveness(struct tr *t, unsigned end)
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
-        enum kind k = kind_of(t->j, t->wide, i);
+        enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
         live = may_stop(i, k) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
-bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
+/* The instructions, from t->c on; what seldom runs to @cold, if that is not NULL. */
+static void emit_path(struct tr *t, struct code_buf *cold)
 {
-    struct block *b = q->b;
-    struct code_buf *c = hot;
-    struct tr t = {.c = c, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
-    t.wide = q->v->code_mode == CODE_64;
+    const struct translation_request *q = t->q;
     unsigned end = q->first + q->count;
-    u8 *from_budget = NULL, *from_attention = NULL;
-    t.entry = c->p;
-    if (!q->region) {
-        put_entry(&t, &from_budget, &from_attention);
-    }
-    for (unsigned n = 0; n < q->first; n++)
-        t.off += b->insn[n].len;
-    liveness(&t, end);
-    if (!q->region)
-        cells_of_loop(&t, end);
     bool ended = false;
-    for (t.idx = q->first; t.idx < end && !ended; t.idx++) {
-        t.i = &b->insn[t.idx];
+    for (t->idx = q->first; t->idx < end && !ended; t->idx++) {
+        t->i = &t->b->insn[t->idx];
         if (q->off)
-            t.off = q->off[t.idx];
-        ended = emit_insn(&t, t.idx == end - 1 && !q->region);
-        t.off += t.i->len;
+            t->off = q->off[t->idx];
+        ended = emit_insn(t, t->idx == end - 1 && !q->region);
+        t->off += t->i->len;
     }
     if (!ended) { /* on to what follows */
-        flags_keep(&t);
-        fip_flush(&t, t.fip_valid, t.fip);
-        t.cur = NULL;
-        t.idx = end - 1;
+        flags_keep(t);
+        fip_flush(t, t->fip_valid, t->fip);
+        t->cur = NULL;
+        t->idx = end - 1;
         if (q->region) {
-            rip_add(&t, t.off);
-            emit_exit(&t, JIT_EXIT_STOP);
-        } else if (in_page(b, t.off)) {
-            emit_link(&t, t.off);
+            rip_add(t, t->off);
+            emit_exit(t, JIT_EXIT_STOP);
+        } else if (in_page(t->b, t->off)) {
+            emit_link(t, t->off);
         } else {
-            rip_to_rcx(&t, t.off);
-            emit_goto(&t);
+            rip_to_rcx(t, t->off);
+            emit_goto(t);
         }
     }
     if (cold)
-        t.c = c = cold;
-    emit_side_exits(&t);
-    emit_misses(&t);
-    emit_slow_paths(&t);
+        t->c = cold;
+    if (t->groups)
+        groups_misses(t, t->groups);
+    emit_side_exits(t);
+    emit_misses(t);
+    emit_slow_paths(t);
+}
+
+bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
+{
+    struct block *b = q->b;
+    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
+    struct groups groups;
+    u8 *from_budget = NULL, *from_attention = NULL;
+    t.entry = hot->p;
+    t.wide = q->v->code_mode == CODE_64;
+    if (!q->region)
+        put_entry(&t, &from_budget, &from_attention);
+    for (unsigned n = 0; n < q->first; n++)
+        t.off += b->insn[n].len;
+    for (unsigned n = q->first; n < q->first + q->count; n++)
+        t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
+    liveness(&t, q->first + q->count);
+    struct tr other = t; /* the version without groups */
+    if (!q->region)
+        cells_of_loop(&t, q->first + q->count);
+    if (cold && groups_find(&t, &groups))
+        t.groups = &groups;
+    emit_path(&t, cold);
+    struct code_buf *c = t.c;
     if (!q->region) {
         put_target(from_budget, c->p);
         put_target(from_attention, c->p);
@@ -197,6 +217,12 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
             put_target(t.again[n], c->p);
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
+    }
+    if (t.groups) {
+        other.c = cold;
+        for (unsigned n = 0; n < groups.nother; n++)
+            put_target(groups.other[n], cold->p);
+        emit_path(&other, NULL);
     }
     return !c->full && !hot->full;
 }

@@ -180,9 +180,32 @@ static void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
 }
 
-static void jump_clear(struct tlb *t)
+/* The supervisor's hints to pages of which a global entry is left after a flush. Returns whether any of the run is kept. */
+static bool jump_keep_global(const struct tlb *t, struct jump_cache_entry *e)
 {
-    for (unsigned i = 0; i < 2; i++) {
+    const struct array *a = &t->ctx[TLB_SUPERVISOR];
+    bool kept = false;
+    for (unsigned k = 0; k < JUMP_RUN; k++) {
+        unsigned slot = (e[k].rip >> PAGE_SHIFT) & (TLB_SIZE - 1);
+        const struct side *s = &a->side[slot];
+        if (e[k].block && s->page == (e[k].rip & PAGE_MASK) && bit_test(a->global, slot) && (s->pa & ACCESS_EXEC))
+            kept = true;
+        else
+            e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+    }
+    return kept;
+}
+
+static void jump_clear(struct tlb *t, bool keep_global)
+{
+    struct jump_cache *kernel = t->jump[0];
+    for (unsigned n = 0; keep_global && kernel && n < ARRAY_SIZE(kernel->used); n++)
+        for (u64 runs = kernel->used[n]; runs; runs &= runs - 1) {
+            unsigned run = (unsigned)__builtin_ctzll(runs);
+            if (!jump_keep_global(t, &kernel->e[(n * 64 + run) * JUMP_RUN]))
+                kernel->used[n] &= ~BIT64(run);
+        }
+    for (unsigned i = keep_global; i < 2; i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
             for (u64 runs = j->used[n]; runs; runs &= runs - 1)
@@ -232,7 +255,7 @@ static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
     if (!keep_global)
         memset(&t->fragments, 0, sizeof(t->fragments));
     memset(&t->orphans, 0, sizeof(t->orphans));
-    jump_clear(t);
+    jump_clear(t, keep_global);
 }
 
 enum drop { DROP_ALL, DROP_LOCAL /* not the global ones */, DROP_GLOBAL };

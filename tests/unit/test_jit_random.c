@@ -298,7 +298,7 @@ static void load(struct guest *g, bool wide, u64 s)
     v->gpr[R14] = DATA + DATA_SIZE / 2 + 1;
     v->aflags = (u32)rnd() & FL_ARITH;
     v->icount = 0;
-    v->budget_end = 100000;
+    v->budget_end = getenv("JIT_BUDGET") ? strtoull(getenv("JIT_BUDGET"), NULL, 10) : 100000;
 }
 
 static void fail_program(struct guest *a, struct guest *b, u64 s, const char *what)
