@@ -198,6 +198,8 @@ void jit_leave(struct vcpu *v, struct frame *f)
 /* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
 static bool mode_ok(const struct vcpu *v)
 {
+    if (v->cet) /* near branches do more than they say */
+        return false;
     if (v->code_mode == CODE_64)
         return true;
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];

@@ -59,6 +59,9 @@ class Command(unittest.TestCase):
         self.usage_error("/nonexistent/x: cannot be written", "run", "--serial", "file:/nonexistent/x", __file__)
         image = self.image(b"\xf4")
         self.usage_error("frob", "run", image, "--cpu", "frob")
+        self.usage_error("expected --clock host", "run", image, "--threads", "--clock", "icount")
+        self.usage_error("expected --engine jit or interp", "run", image, "--threads", "--engine", "lockstep")
+        self.usage_error("expected no --threads", "run", image, "--threads", "--gdb", "12345")
         self.usage_error("frob", "run", image, "--cpu", "intel,+frob")
         self.usage_error("--engine frob", "run", image, "--engine", "frob")
         self.usage_error("both IMAGE", "run", image, "--kernel", image)
@@ -82,6 +85,13 @@ class Command(unittest.TestCase):
     def test_timeout(self):
         r = run("run", self.image(b"\xeb\xfe"), "--timeout", "0.3")
         self.assertEqual(r.returncode, 124, r.stderr)
+
+    def test_timeout_in_a_string_instruction(self):
+        # mov edi, 0x20000000; mov ecx, -1; rep stosb; jmp $: four thousand million bytes where there is no memory
+        image = self.image(b"\xbf\0\0\0\x20\xb9\xff\xff\xff\xff\xf3\xaa\xeb\xfe")
+        for engine in ENGINES:
+            r = run("run", image, "--memory", "64M", "--timeout", "0.5", "--engine", engine)
+            self.assertEqual(r.returncode, 124, r.stderr)
 
     def test_power_off(self):
         # OUT 0x604, SLP_TYP 5 and SLP_EN
