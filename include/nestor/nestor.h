@@ -36,6 +36,9 @@ struct nestor_config {
     const char *vmx_cap;  /* "NAME=VALUE,...": capability MSRs as another processor has them (nestor list vmx-caps) */
     const char *svm_cap;  /* "NAME=0|1,...": likewise the bits of CPUID 0x8000000A */
     const char *engine;   /* "jit" (default), "interp", "lockstep" */
+    uint64_t jit_cache;   /* bytes of translated code each processor keeps; default 64 MiB */
+    const char *jit_dump; /* file that every translation is listed in; NULL: none */
+    bool perf_map;        /* write /tmp/perf-PID.map, by which perf(1) names translated code */
     const char *mmu;      /* "shadow"; "walk", "check" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */

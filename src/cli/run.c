@@ -60,19 +60,41 @@ static int set_vmx_cap(void *target, const char *value, struct nestor_error *err
 }
 
 
-static int set_memory(void *target, const char *value, struct nestor_error *err)
+/* A size in bytes; a bare number is MiB. 0: not one of @min..@max. */
+static uint64_t parse_size(const char *value, unsigned long long min, unsigned long long max)
 {
     char *end;
     errno = 0;
     unsigned long long n = strtoull(value, &end, 10);
-    unsigned shift = 20; /* a bare number is MiB */
+    unsigned shift = 20;
     if (*end && strchr("kKmMgG", *end)) {
         shift = *end == 'k' || *end == 'K' ? 10 : *end == 'm' || *end == 'M' ? 20 : 30;
         end++;
     }
-    if (end == value || *end || errno || value[0] == '-' || n > (1ull << 40) >> shift || n << shift < 1 << 20)
-        return fail(err, "a size from 1M to 1024G (a bare number is MiB)");
-    OPTIONS(target)->config.memory = (n << shift) & ~0xfffull;
+    if (end == value || *end || errno || value[0] == '-' || n > max >> shift || n << shift < min)
+        return 0;
+    return (n << shift) & ~0xfffull;
+}
+
+static int set_memory(void *target, const char *value, struct nestor_error *err)
+{
+    uint64_t n = parse_size(value, 1 << 20, 1ull << 40);
+    OPTIONS(target)->config.memory = n;
+    return n ? 0 : fail(err, "a size from 1M to 1024G (a bare number is MiB)");
+}
+
+static int set_jit_cache(void *target, const char *value, struct nestor_error *err)
+{
+    uint64_t n = parse_size(value, 4 << 20, 1 << 30);
+    OPTIONS(target)->config.jit_cache = n;
+    return n ? 0 : fail(err, "a size from 4M to 1G (a bare number is MiB)");
+}
+STRING_OPTION(jit_dump, jit_dump)
+
+static int set_perf_map(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.perf_map = true;
     return 0;
 }
 
@@ -218,6 +240,10 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 }
 
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
+#define JIT_OPTIONS                                                                                             \
+    {"jit-cache", "SIZE", "translated code to keep, 4M to 1G for each processor (default 64M)", set_jit_cache},   \
+    {"jit-dump", "FILE", "list every translation there: guest's code and host's", set_jit_dump},                  \
+    {"perf-map", NULL, "write /tmp/perf-PID.map, by which perf names translated code", set_perf_map}
 #define CAP_OPTIONS                                                                                             \
     {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
     {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A, and asids=N", set_svm_cap}
@@ -251,6 +277,7 @@ static const struct option_row run_rows[] = {
     {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
     TIMEOUT_OPTION,
     ENGINE_OPTION,
+    JIT_OPTIONS,
     MMU_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
     GDB_OPTIONS,

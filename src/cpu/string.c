@@ -37,6 +37,18 @@ static alwaysinline bool attention(struct vcpu *v)
 {
     return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed) & ~(u32)ATT_BLOCK);
 }
+/*
+ * After @n more elements: whether to leave. Also when nobody asks but many are done: RCX is the guest's choice,
+ * and a slice, --timeout and the other processors wait for this instruction.
+ */
+#define REP_SLICE (1u << 16)
+static alwaysinline bool leave_now(struct vcpu *v, u64 *done, u64 n)
+{
+    *done += n;
+    if (unlikely(*done >= REP_SLICE))
+        cpu_end_slice(v, 1);
+    return attention(v) || *done >= REP_SLICE;
+}
 /* Leaves an unfinished instruction to be run again. */
 static void leave_unfinished(struct vcpu *v)
 {
@@ -111,7 +123,7 @@ void insn_movs(struct vcpu *v, const struct insn *i)
         index_add(v, RDI, i, delta);
         return;
     }
-    u64 count = index_get(v, RCX, i);
+    u64 count = index_get(v, RCX, i), done = 0;
     while (count) {
         u64 n = 0;
         u8 *src = NULL, *dst = NULL;
@@ -132,7 +144,7 @@ void insn_movs(struct vcpu *v, const struct insn *i)
         index_add(v, RDI, i, n * delta);
         index_add(v, RCX, i, -n);
         count -= n;
-        if (count && attention(v))
+        if (count && leave_now(v, &done, n))
             return leave_unfinished(v);
     }
 }
@@ -146,7 +158,7 @@ void insn_stos(struct vcpu *v, const struct insn *i)
         index_add(v, RDI, i, delta);
         return;
     }
-    u64 count = index_get(v, RCX, i);
+    u64 count = index_get(v, RCX, i), done = 0;
     bool bytes_alike = x == ((x & 0xff) * 0x0101010101010101ull & size_mask(size));
     while (count) {
         u64 n = 0;
@@ -165,7 +177,7 @@ void insn_stos(struct vcpu *v, const struct insn *i)
         index_add(v, RDI, i, n * delta);
         index_add(v, RCX, i, -n);
         count -= n;
-        if (count && attention(v))
+        if (count && leave_now(v, &done, n))
             return leave_unfinished(v);
     }
 }
@@ -173,7 +185,7 @@ void insn_stos(struct vcpu *v, const struct insn *i)
 void insn_lods(struct vcpu *v, const struct insn *i)
 {
     unsigned size = row_size(i);
-    u64 delta = step(v, size), count = repeated(i) ? index_get(v, RCX, i) : 1;
+    u64 delta = step(v, size), count = repeated(i) ? index_get(v, RCX, i) : 1, done = 0;
     while (count) {
         u64 x = mem_get(v, i->seg, index_get(v, RSI, i), size);
         reg_set(v, RAX, x, size); /* byte offset 0 of the register file is AL */
@@ -181,7 +193,7 @@ void insn_lods(struct vcpu *v, const struct insn *i)
         if (!repeated(i))
             return;
         index_add(v, RCX, i, -1);
-        if (--count && attention(v))
+        if (--count && leave_now(v, &done, 1))
             return leave_unfinished(v);
     }
 }
@@ -234,8 +246,9 @@ static alwaysinline void compare_string(struct vcpu *v, const struct insn *i, bo
     }
     /* With both prefixes the decoder reports the last one; F3 here means REPE, F2 REPNE. */
     bool while_equal = i->flags & INSN_REP;
-    u64 count = index_get(v, RCX, i), mask = size_mask(size);
+    u64 count = index_get(v, RCX, i), mask = size_mask(size), done = 0;
     while (count) {
+        u64 skipped = 0;
         if (count > 1 && !(v->rflags & FL_DF) && !attention(v)) {
             u8 *pa = (u8 *)v->gpr, *pb = NULL;
             u64 bytes = run_bytes(count - 1, size); /* the last one is for the flags, below */
@@ -250,6 +263,7 @@ static alwaysinline void compare_string(struct vcpu *v, const struct insn *i, bo
                 index_add(v, RDI, i, n * delta);
                 index_add(v, RCX, i, -n);
                 count -= n;
+                skipped = n;
             }
         }
         a = (scan ? v->gpr[RAX] : mem_get(v, i->seg, index_get(v, RSI, i), size)) & mask;
@@ -261,7 +275,7 @@ static alwaysinline void compare_string(struct vcpu *v, const struct insn *i, bo
         count--;
         if (!count || (a == b) != while_equal)
             return compare(v, a, b, size);
-        if (attention(v)) {
+        if (leave_now(v, &done, skipped + 1)) {
             compare(v, a, b, size);
             return leave_unfinished(v);
         }

@@ -41,14 +41,12 @@ void emit_link(struct tr *t, s64 delta)
         return;
     }
     struct jit *j = t->j;
-    if (j->links >= LINK_MAX) {
+    u8 *at = put_jmp(t->c);
+    u32 n = at ? link_take(j) : 0;
+    if (!n) {
         t->c->full = true;
         return;
     }
-    u32 n = j->links++;
-    u8 *at = put_jmp(t->c);
-    if (!at)
-        return;
     put_target(at, t->c->p); /* unlinked: what follows */
     j->link[n] = (struct link){.at = at, .unlinked = t->c->p, .host = t->b->host + (u64)delta, .from = t->q->head, .next_out = t->links->out};
     t->links->out = n;

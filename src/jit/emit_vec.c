@@ -6,7 +6,7 @@ u32 units_ahead(const struct tr *t, unsigned idx)
 {
     u32 need = 0;
     for (const struct insn *i = &t->b->insn[idx]; idx < t->q->first + t->q->count; idx++, i++) {
-        if (kind_of(t->j, t->wide, i) == K_CALL)
+        if (t->kinds[idx] == K_CALL)
             break;
         need |= jit_units_of(insn_row(i));
     }

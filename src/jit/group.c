@@ -61,9 +61,11 @@ static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k,
 
 void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind k)
 {
-    for (unsigned r = 0; r < 16; r++) {
+    u32 may = g->valid & (k == K_COPY || k == K_LEA ? gprs_written(i) : k == K_JCC || k == K_JMP || k == K_NOP ? 0 : 0xffff);
+    for (; may; may &= may - 1) {
+        unsigned r = (unsigned)__builtin_ctz(may);
         s64 by;
-        unsigned change = g->valid & BIT(r) ? change_of(t, i, k, r, &by) : 0;
+        unsigned change = change_of(t, i, k, r, &by);
         if (change == 1)
             g->delta[r] += by;
         else if (change == 2)
@@ -73,8 +75,10 @@ void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind
 
 static void note(struct groups *g, unsigned r, s64 disp, bool write)
 {
+    if (!in_host(r) || !(g->valid & BIT(r)))
+        return;
     s64 at = disp + g->delta[r];
-    if (r >= 16 || !(g->valid & BIT(r)) || !in_host(r) || at < -REACH || at > REACH)
+    if (at < -REACH || at > REACH)
         return;
     struct group *p = &g->group[r];
     if (!p->count) {
@@ -118,7 +122,7 @@ bool groups_find(struct tr *t, struct groups *g)
         return false;
     for (unsigned n = 0; n < t->q->count; n++) {
         const struct insn *i = &t->b->insn[n];
-        enum kind k = kind_of(t->j, t->wide, i);
+        enum kind k = t->kinds[n];
         if (k == K_CALL && n + 1 < t->q->count)
             return false;
         note_accesses(t, g, i, k);

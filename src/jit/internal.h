@@ -63,7 +63,7 @@ struct link {
     const u8 *unlinked;
     u64 host;        /* where the block that it leads to begins */
     struct block *from, *to;   /* .to NULL: not linked */
-    u32 next_in;     /* next link into .to */
+    u32 next_in, prev_in; /* links into .to, while that is not NULL */
     u32 next_out;    /* next link out of .from */
 };
 
@@ -71,9 +71,14 @@ struct link {
 struct block_links {
     u32 in, out;
     u32 n; /* instructions that the translation's entry counts */
+    struct block *head;         /* whose translation it is, or was */
+    struct block_links *next;   /* in the segment */
+    struct block_user *users;   /* of which the translation's other blocks have lists */
+    u32 nusers;
 };
 
 #define LINK_MAX (1u << 18)
+#define SEGMENTS 8u
 
 /* What is translated together (path.c): blocks of one page, by offset from the first. */
 #define PATH_MAX_INSNS 160u
@@ -97,6 +102,7 @@ static inline bool in_page(const struct block *b, s64 delta)
 struct block_user {
     struct block *head;
     const struct block_links *links;
+    struct block *of;
     struct block_user *next;
 };
 
@@ -115,12 +121,16 @@ struct jit {
     size_t size;
     size_t used, base;   /* of code; base: behind the stubs */
     size_t cold, middle; /* of what seldom runs, and tables; from the middle on */
+    size_t used_end, cold_end; /* of the segment in use */
+    unsigned segment;
+    struct block_links *in_segment[SEGMENTS];
     u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
-    u32 links;
+    u32 links;           /* numbers below were used, */
+    u32 link_free, links_free; /* of which these are free again: a list through .next_out */
     u32 pending;        /* the link that left translated code last */
     bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
     bool host_xsave;    /* and its operating system has XSAVE on */
@@ -143,6 +153,25 @@ struct translation_request {
 };
 /* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
+
+/* ---- cache.c ---- */
+u32 link_take(struct jit *j); /* 0: none left */
+void links_release(struct jit *j, struct block_links *bl);
+void link_set(struct jit *j, u32 n, struct block *to);
+void cache_init(struct jit *j);
+void cache_empty(struct jit *j);
+/* Sees to so many bytes of code and of the cold part; translations may go. */
+void cache_room(struct vcpu *v, size_t code, size_t cold);
+/* A translation is complete. */
+void cache_add(struct jit *j, struct block_links *bl);
+void cache_block_died(struct vcpu *v, struct block *b);
+void cache_blocks_flushed(struct vcpu *v);
+/* Room in the cold part of the arena: its offset. Code lies closer together without what seldom runs. */
+size_t arena_take(struct jit *j, size_t size);
+
+/* ---- dump.c ---- */
+void jit_dump(const struct vcpu *v, const struct block *head, const struct path *p, const u8 *code, size_t size, const u8 *cold,
+              size_t rest);
 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */

@@ -141,8 +141,9 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
-    j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
-    j->cold = j->middle = j->size / 8 * 3;
+    j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
+    j->middle = j->size / 8 * 3;
+    cache_init(j);
 }
 
 /* ---- called by translated code ---- */
@@ -192,104 +193,18 @@ void jit_leave(struct vcpu *v, struct frame *f)
     flags_put(v, (u32)f->flags);
 }
 
-/* ---- links ---- */
-
-static void link_clear(struct jit *j, struct link *l)
-{
-    put_target(l->at, l->unlinked);
-    l->to = NULL;
-    j->patched = true;
-    j->stats.unlinks++;
-}
-
-static void link_set(struct jit *j, u32 n, struct block *to)
-{
-    struct link *l = &j->link[n];
-    struct block_links *bl = to->links;
-    /* The boundary may have led elsewhere. */
-    if (l->to || !l->from || !bl || to->host != l->host || to->mode != l->from->mode)
-        return;
-    put_target(l->at, j->rw + ((u8 *)to->code - j->rx));
-    l->to = to;
-    l->next_in = bl->in;
-    bl->in = n;
-    j->patched = true;
-    j->stats.links++;
-}
-
-static void translation_drop(struct jit *j, struct block *b)
-{
-    struct block_links *bl = b->links;
-    for (u32 n = bl->in; n; n = j->link[n].next_in)
-        if (j->link[n].to == b)
-            link_clear(j, &j->link[n]);
-    for (u32 n = bl->out; n; n = j->link[n].next_out)
-        j->link[n].from = NULL; /* still in the list of its target, where it no longer counts */
-    b->code = NULL;
-    b->heat = 0;
-    j->pending = 0;
-    j->stats.died++;
-}
-
-static void block_died(struct vcpu *v, struct block *b)
-{
-    struct jit *j = v->jit;
-    if (b->code)
-        translation_drop(j, b);
-    for (const struct block_user *u = b->users; u; u = u->next)
-        if (u->head->code && u->head->links == u->links)
-            translation_drop(j, u->head);
-    b->users = NULL;
-    /* Translated code that is running might be on its way into this block. */
-    cpu_attention(v, ATT_BLOCK);
-}
-
-static void cache_empty(struct jit *j)
-{
-    j->used = j->base;
-    j->cold = j->middle;
-    j->links = 1;
-    j->pending = 0;
-    j->patched = true;
-    if (j->parts)
-        memset(j->parts, 0, PARTS * sizeof(*j->parts));
-    j->stats.flushes++;
-}
-
-static void blocks_flushed(struct vcpu *v) { cache_empty(v->jit); }
-
-/* The arena is full: all translations go, the decoded blocks stay. */
-static void cache_flush(struct vcpu *v)
-{
-    struct interp *ip = v->interp;
-    for (unsigned n = 0; n < ARRAY_SIZE(ip->hash); n++)
-        for (struct block *b = ip->hash[n]; b; b = b->hash_next) {
-            b->code = NULL;
-            b->links = NULL;
-            b->users = NULL;
-            b->heat = 0;
-        }
-    cache_empty(v->jit);
-}
-
 /* ---- translation ---- */
 
 /* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
 static bool mode_ok(const struct vcpu *v)
 {
+    if (v->cet) /* near branches do more than they say */
+        return false;
     if (v->code_mode == CODE_64)
         return true;
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
-}
-
-/* Room in the cold part of the arena: its offset. Code lies closer together without what seldom runs. */
-static size_t arena_take(struct jit *j, size_t size)
-{
-    size_t at = j->cold;
-    j->cold = (at + size + 15) & ~(size_t)15;
-    return at;
 }
 
 /* The instructions of @p one behind the other, as a block that is found by nobody. */
@@ -307,16 +222,13 @@ static struct block *path_block(struct jit *j, const struct block *head, const s
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    if (j->used + BLOCK_CODE_MAX > j->middle || j->cold + 2 * BLOCK_CODE_MAX + PATH_BYTES > j->size ||
-        j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
-        cache_flush(v);
+    cache_room(v, BLOCK_CODE_MAX, 2 * BLOCK_CODE_MAX + PATH_BYTES);
     size_t before = j->cold;
-    u32 links_before = j->links;
     struct path p;
     path_find(v, b, &p);
     for (;;) {
         *links = (struct block_links *)(void *)(j->rw + arena_take(j, sizeof(**links)));
-        **links = (struct block_links){.n = p.n};
+        **links = (struct block_links){.n = p.n, .head = b};
         struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = 0, .count = p.n};
         if (p.nblocks > 1) {
             q.b = path_block(j, b, &p);
@@ -333,15 +245,20 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             arena_take(j, rest);
             j->stats.translated++;
             j->stats.bytes += size + rest;
-            for (unsigned n = 1; n < p.nblocks; n++) {
-                struct block_user *u = (struct block_user *)(void *)(j->rw + arena_take(j, sizeof(*u)));
-                *u = (struct block_user){b, *links, p.block[n]->users};
+            struct block_user *u = (struct block_user *)(void *)(j->rw + arena_take(j, (p.nblocks - 1) * sizeof(*u)));
+            (*links)->users = u;
+            (*links)->nusers = p.nblocks - 1;
+            for (unsigned n = 1; n < p.nblocks; n++, u++) {
+                *u = (struct block_user){b, *links, p.block[n], p.block[n]->users};
                 p.block[n]->users = u;
             }
+            cache_add(j, *links);
+            if (v->jit_options.dump || v->jit_options.map)
+                jit_dump(v, b, &p, code, size, j->rx + (cold.p - j->rw - (s64)rest), rest);
             return code;
         }
         j->cold = before;
-        j->links = links_before;
+        links_release(j, *links);
         if (p.nblocks == 1)
             return NULL;
         p.n = b->n; /* too much: the block alone */
@@ -356,6 +273,8 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
     if (unlikely(attention(v)))
         return HOT_COLD;
     if (!b->code) {
+        if (j->pending) /* translated code leads here: it is no beginner */
+            b->heat += j->heat / 4;
         j->pending = 0;
         if (++b->heat < j->heat || !b->host || !mode_ok(v))
             return HOT_COLD;
@@ -532,17 +451,16 @@ static int attach_with(struct vcpu *v, u32 heat)
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
-        j->links = 1;
         ask_host(j);
         j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
-        if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, JIT_CACHE_DEFAULT)) {
+        if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
             make_stubs(j);
-            v->interp->block_died = block_died;
-            v->interp->blocks_flushed = blocks_flushed;
+            v->interp->block_died = cache_block_died;
+            v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;
         }
     }

@@ -23,6 +23,7 @@ struct jit_stats {
     u64 exits[JIT_EXIT_COUNT];
     u64 links, unlinks;
     u64 died;                       /* translations lost with their blocks */
+    u64 evicted;                    /* of which to make room */
     u64 flushes;
     u64 calls;                      /* of bodies */
     u64 slow;                       /* of which by native instructions whose memory access was not granted, or the like */

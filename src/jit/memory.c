@@ -134,14 +134,14 @@ void cells_of_loop(struct tr *t, unsigned end)
     const struct insn *last = &t->b->insn[end - 1];
     const s16 *off = t->q->off;
     s64 next = (off ? off[end - 1] : (s64)t->b->bytes - last->len) + last->len;
-    enum kind k = kind_of(t->j, t->wide, last);
+    enum kind k = t->kinds[end - 1];
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
         return;
     t->loops = true;
     t->steady = 0xffff;
     for (unsigned n = 0; n < end; n++) {
         const struct insn *i = &t->b->insn[n];
-        enum kind way = kind_of(t->j, t->wide, i);
+        enum kind way = t->kinds[n];
         t->calls |= way == K_CALL;
         if (!steps(i, way))
             t->steady &= ~gprs_written(i);
@@ -162,7 +162,7 @@ static bool used_again(const struct tr *t, unsigned base, bool write)
     const struct insn *i = t->i;
     for (unsigned n = t->idx; n < t->q->first + t->q->count; n++, i++) {
         const struct insn_row *row = insn_row(i);
-        enum kind k = kind_of(t->j, t->wide, i);
+        enum kind k = t->kinds[n];
         if (n > t->idx && (i->flags & INSN_MEM) && i->base == base && k != K_LEA && k != K_NOP) {
             for (unsigned o = 0; o < row->nopnd; o++) {
                 unsigned kind = row->opnd[o].kind;

@@ -89,6 +89,7 @@ struct tr {
     enum flag_state flags;
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
+    u8 kinds[PATH_MAX_INSNS]; /* enum kind of each */
     u8 live_after[PATH_MAX_INSNS]; /* packed FL_ARITH */
     struct slow slow[PATH_MAX_INSNS];
     unsigned nslow;

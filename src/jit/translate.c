@@ -61,7 +61,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
 static bool emit_insn(struct tr *t, bool last)
 {
     const struct insn *i = t->i;
-    enum kind k = kind_of(t->j, t->wide, i);
+    enum kind k = t->kinds[t->idx];
     u32 reads, writes;
     flag_effects(i, k != K_CALL, &reads, &writes);
     t->live = unpack(t->live_after[t->idx]);
@@ -145,7 +145,7 @@ static void liveness(struct tr *t, unsigned end)
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
-        enum kind k = kind_of(t->j, t->wide, i);
+        enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
         live = may_stop(i, k) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
@@ -200,6 +200,8 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
         put_entry(&t, &from_budget, &from_attention);
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
+    for (unsigned n = q->first; n < q->first + q->count; n++)
+        t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
     liveness(&t, q->first + q->count);
     struct tr other = t; /* the version without groups */
     if (!q->region)

@@ -8,6 +8,7 @@
 #include "vmx/vmx.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #define TSC_HZ 2600000000ull
 
@@ -15,6 +16,18 @@ extern const unsigned char demo_image[];
 extern const size_t demo_image_size;
 
 static const struct engine *const engines[] = {&engine_jit, &engine_interp, &engine_lockstep};
+
+static int open_listings(struct nestor *m, const struct nestor_config *c, struct error *err)
+{
+    char map[64];
+    m->jit_options.cache = c->jit_cache;
+    if (c->jit_dump && !(m->jit_options.dump = fopen(c->jit_dump, "w")))
+        return error_set(err, "--jit-dump %s: cannot be written", c->jit_dump);
+    snprintf(map, sizeof(map), "/tmp/perf-%d.map", (int)getpid());
+    if (c->perf_map && !(m->jit_options.map = fopen(map, "w")))
+        return error_set(err, "--perf-map: %s cannot be written", map);
+    return 0;
+}
 
 static int choose_engine(struct nestor *m, const char *name, struct error *err)
 {
@@ -161,6 +174,7 @@ static int add_cpus(struct nestor *m, struct error *err)
         }
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
             return error_set(err, "out of memory for SVM");
+        m->cpu[i]->jit_options = m->jit_options;
         if (m->hyperv && hyperv_attach(m->hyperv, m->cpu[i]))
             return error_set(err, "out of memory for --hyperv");
         if (m->engine->attach(m->cpu[i]))
@@ -236,7 +250,7 @@ static int build(struct nestor *m, struct error *err)
     m->ram = c->memory ? c->memory : 2ull << 30;
     if (m->ram < 1 << 20)
         return error_set(err, "--memory: %llu bytes, expected at least 1 MiB", (unsigned long long)m->ram);
-    if (choose_engine(m, c->engine, err) || choose_mmu(m, c->mmu, err))
+    if (choose_engine(m, c->engine, err) || choose_mmu(m, c->mmu, err) || open_listings(m, c, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
                 : boot_open(&m->boot, c->kernel, c->initrd, c->append, c->modules, c->nmodules, m->ram, err))
@@ -296,6 +310,10 @@ void nestor_free(struct nestor *m)
     if (m->pm)
         physmap_free(m->pm);
     boot_close(&m->boot);
+    if (m->jit_options.dump)
+        fclose(m->jit_options.dump);
+    if (m->jit_options.map)
+        fclose(m->jit_options.map);
     free(m);
 }
 

@@ -35,6 +35,7 @@ struct nestor {
     struct hyperv *hyperv; /* NULL: not offered */
     struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
+    struct jit_options jit_options;
     enum mmu_mode mmu;
     struct boot boot;
     struct nestor_config config;

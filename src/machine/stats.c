@@ -89,8 +89,8 @@ static void print_jit(const struct vcpu *v, FILE *out)
     if (!s || !s->translated)
         return;
     fprintf(out, "  translated %" PRIu64 " blocks, %" PRIu64 " instructions (%.1f %% calls), %" PRIu64 " bytes; lost %" PRIu64
-            ", cache flushes %" PRIu64 "; links made %" PRIu64 ", undone %" PRIu64 "\n", s->translated, s->insns,
-            100.0 * (double)s->called / (double)s->insns, s->bytes, s->died, s->flushes, s->links, s->unlinks);
+            " (%" PRIu64 " to make room), cache flushes %" PRIu64 "; links made %" PRIu64 ", undone %" PRIu64 "\n", s->translated, s->insns,
+            100.0 * (double)s->called / (double)s->insns, s->bytes, s->died, s->evicted, s->flushes, s->links, s->unlinks);
     fprintf(out, "  entered %" PRIu64 " times; left at a block's entry %" PRIu64 ", for a link %" PRIu64 ", a lookup %" PRIu64
             ", a far transfer %" PRIu64 ", attention %" PRIu64 "\n", s->entries, s->exits[JIT_EXIT_ENTRY], s->exits[JIT_EXIT_LINK],
             s->exits[JIT_EXIT_LOOKUP], s->exits[JIT_EXIT_FAR], s->exits[JIT_EXIT_ATTENTION]);

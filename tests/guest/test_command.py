@@ -48,6 +48,8 @@ class Command(unittest.TestCase):
         self.usage_error("a size from", "run", "--memory", "lots")
         self.usage_error("a size from", "run", "--memory", "99999999999G")
         self.usage_error("1 to 64", "run", "--smp", "65")
+        self.usage_error("4M to 1G", "run", "--jit-cache", "1M")
+        self.usage_error("/nonexistent/x: cannot be written", "run", "--jit-dump", "/nonexistent/x", self.image(b"\xf4"))
         self.usage_error("stdio, none or file:PATH", "run", "--serial", "tcp")
         self.usage_error("host or icount", "run", "--clock", "sundial")
         self.usage_error("seconds", "run", "--timeout", "-1")
@@ -84,6 +86,13 @@ class Command(unittest.TestCase):
         r = run("run", self.image(b"\xeb\xfe"), "--timeout", "0.3")
         self.assertEqual(r.returncode, 124, r.stderr)
 
+    def test_timeout_in_a_string_instruction(self):
+        # mov edi, 0x20000000; mov ecx, -1; rep stosb; jmp $: four thousand million bytes where there is no memory
+        image = self.image(b"\xbf\0\0\0\x20\xb9\xff\xff\xff\xff\xf3\xaa\xeb\xfe")
+        for engine in ENGINES:
+            r = run("run", image, "--memory", "64M", "--timeout", "0.5", "--engine", engine)
+            self.assertEqual(r.returncode, 124, r.stderr)
+
     def test_power_off(self):
         # OUT 0x604, SLP_TYP 5 and SLP_EN
         r = run("run", self.image(b"\xfa\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef\xf4"))
@@ -105,6 +114,17 @@ class Command(unittest.TestCase):
         image = self.image(b"\xb9\x00\x00\x01\x00\xe2\xfe\x0f\x31\x25\x7f\x00\x00\x00\xe7\xf4\xf4")
         statuses = {run("run", image, "--debug-exit", "--clock", "icount", "--engine", e).returncode for e in ENGINES * 2}
         self.assertEqual(len(statuses), 1)
+
+    def test_jit_options(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "dump")
+            r = run("run", DEMO, "--debug-exit", "--clock", "icount", "--stats", "--jit-cache", "4M", "--jit-dump", path)
+            with open(path) as f:
+                text = f.read()
+            translated = re.search(r"translated (\d+) blocks", r.stderr)
+            self.assertTrue(translated, r.stderr)
+            self.assertEqual(text.count("translation of "), int(translated[1]))
+            self.assertIn("host, slow paths", text)
 
     def test_engines_count_alike(self):
         # Three levels, timers, VM exits: what was printed, and how many instructions that took

@@ -1,0 +1,398 @@
+/*
+ * Random blocks on the interpreter and on the JIT: branches, calls, faults, self-modification, page-crossing code and
+ * data, an alias of all memory, mode switches, string instructions, TF, breakpoints and NMIs. A program is a set of
+ * blocks at random places in 64 KiB; each begins by telling the exception handlers (handlers.S) where to go on
+ * after a fault, so that one fault does not end a program.
+ *
+ *   jit_blocks [BLOCKS [SEED [ENGINE]]]      at least so many; SEED is hexadecimal; ENGINE jit-eager or lockstep
+ *
+ * A difference prints the seed of its program; "jit_blocks 1 SEED" repeats it.
+ */
+#include "jit/jit.h"
+#include "twins.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define BLOCKS 24
+#define SLOT 0x140u
+#define PASSES 4 /* runs of a program, each ended by its budget */
+
+enum mode { M64, M64U, M32, M32U, M16, P32, P16, R16, MODES };
+static const struct { u8 world; u8 bits; u16 cs; } mode_info[MODES] = {
+    [M64] = {TWIN_LONG, 64, SEL_CODE64}, [M64U] = {TWIN_LONG, 64, SEL_USER_CODE64}, [M32] = {TWIN_LONG, 32, SEL_CODE32},
+    [M32U] = {TWIN_LONG, 32, SEL_USER_CODE32}, [M16] = {TWIN_LONG, 16, SEL_CODE16}, [P32] = {TWIN_LEGACY, 32, SEL_CODE32},
+    [P16] = {TWIN_LEGACY, 16, SEL_CODE16}, [R16] = {TWIN_REAL, 16, TWIN_CODE >> 4},
+};
+
+static u64 state;
+static u64 rnd(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state * 0x2545f4914f6cdd1dull;
+}
+static unsigned below(unsigned n) { return (unsigned)(rnd() >> 33) % n; }
+
+static u8 code[TWIN_CODE_SIZE];
+static struct { u32 at, patch; enum mode mode; } block[BLOCKS]; /* offsets in the code; .patch: a byte that is an immediate */
+static u32 pos;
+static const u8 *features;
+
+static void put(const void *bytes, unsigned n)
+{
+    memcpy(code + pos, bytes, n);
+    pos += n;
+}
+#define PUT(...) put((const u8[]){__VA_ARGS__}, sizeof((const u8[]){__VA_ARGS__}))
+static void put32(u32 x) { put(&x, 4); }
+static void put16(unsigned x) { u16 y = (u16)x; put(&y, 2); }
+static unsigned bits_of(unsigned b) { return mode_info[block[b].mode].bits; }
+static bool real(unsigned b) { return block[b].mode == R16; }
+/* What branches in @b's mode call the place. */
+static u32 address(unsigned b, u32 at) { return real(b) ? at : TWIN_CODE + at + (block[b].mode <= M32U && !below(8) ? TWIN_ALIAS : 0); }
+static unsigned some_block(enum mode mode)
+{
+    unsigned b = below(BLOCKS);
+    for (unsigned n = 0; n < BLOCKS && block[b].mode != mode; n++)
+        b = (b + 1) % BLOCKS;
+    return b;
+}
+
+/* ---- plain instructions: any row that computes, with operands that do not wander off ---- */
+
+static bool wanted(const struct insn *i)
+{
+    const struct insn_row *row = insn_row(i);
+    if (!i->row || row->checks & (CHK_END | CHK_CPL0 | CHK_IOPL | CHK_AVX512 | CHK_VMXON | CHK_SVME | CHK_CPL0_UD | CHK_UMIP) || row->intercept)
+        return false;
+    if ((row->flags_read | row->flags_written) & ~(u32)(FL_ARITH | FL_DF))
+        return false;
+    if (!strncmp(row->mnemonic, "XRSTOR", 6) || !strncmp(row->mnemonic, "FXRSTOR", 7) || !strncmp(row->mnemonic, "WR", 2))
+        return false;
+    for (unsigned n = 0; n < row->nopnd; n++)
+        if (row->opnd[n].kind == OPND_SEG_REG && row->opnd[n].access & 2)
+            return false;
+    if (below(64)) { /* now and then one that may go wrong */
+        for (unsigned n = 0; n < row->nopnd; n++) {
+            const struct operand *o = &row->opnd[n];
+            bool write = o->access & 2, byte = o->size == 1;
+            unsigned r = o->kind == OPND_GPR_REG ? (byte ? i->reg8 / 8u : i->reg)
+                         : o->kind == OPND_GPR_OP || (o->kind == OPND_GPR_RM && !(i->flags & INSN_MEM)) ? (byte ? i->rm8 / 8u : i->rm)
+                         : o->kind == OPND_GPR_VVVV ? i->vvvv : o->kind == OPND_GPR_FIXED ? o->fixed : REG_NONE;
+            if (write && (r == RSP || r == RBP || r == R14))
+                return false;
+        }
+        if (i->flags & INSN_MEM && ((i->base != RBP && i->base != R14) || i->index != REG_NONE || i->disp < -0x1800 || i->disp > 0x1800))
+            return false;
+    }
+    return true;
+}
+
+static void plain(unsigned b)
+{
+    static const u8 mandatory[] = {0, 0x66, 0xf3, 0xf2};
+    unsigned bits = bits_of(b);
+    struct decode_ctx ctx = {.mode = bits == 64 ? CODE_64 : bits == 32 ? CODE_32 : CODE_16, .features = features, .real_or_v86 = real(b)};
+    for (unsigned tries = 0; tries < 200; tries++) {
+        const struct insn_row *row = &insn_rows[1 + below(insn_row_count - 1)];
+        u8 out[40];
+        unsigned n = 0;
+        bool wide = bits == 64, address32 = bits != 16;
+        if (row->vex == 2)
+            continue;
+        if (row->vex) {
+            out[n++] = 0xc4;
+            out[n++] = (u8)((wide ? rnd() & 0xa0 : 0x80) | 0x40 | (row->map & 31) | (wide ? 0 : 0x20));
+            out[n++] = (u8)((rnd() & (wide ? 0x80 : 0)) | (rnd() & 0x7c) | row->pp | (wide ? 0 : 0x40));
+        } else {
+            if (!below(24))
+                out[n++] = 0xf0;
+            if (!below(24))
+                out[n++] = ((const u8[]){0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65})[below(6)];
+            if (bits == 16 && below(4) == 0)
+                out[n++] = 0x67, address32 = true;
+            if (row->pp != 1 && !below(bits == 16 ? 2 : 6))
+                out[n++] = 0x66;
+            if (row->pp)
+                out[n++] = mandatory[row->pp];
+            if (wide && below(3))
+                out[n++] = (u8)(0x40 | (rnd() & 15));
+            if (row->map)
+                out[n++] = 0x0f;
+            if (row->map > 1)
+                out[n++] = row->map == 2 ? 0x38 : 0x3a;
+        }
+        out[n++] = (u8)(row->opcode | (strstr(row->encoding, "+r") ? rnd() & 7 : 0));
+        const char *ext = strchr(row->encoding, '/');
+        u8 modrm = (u8)rnd();
+        if (below(2)) /* [bp + disp] */
+            modrm = (u8)(0x80 | (modrm & 0x38) | (address32 ? (below(2) && wide ? 6 : 5) : 6));
+        if (ext && ext[1] >= '0' && ext[1] <= '7')
+            modrm = (u8)((modrm & 0xc7) | (ext[1] - '0') << 3);
+        if (ext)
+            out[n++] = modrm;
+        if (ext && modrm >> 6 == 2) {
+            s32 disp = (s32)below(0x2800) - 0x1400;
+            if (row->checks & CHK_ALIGN16)
+                disp &= ~63;
+            memcpy(out + n, &disp, 4);
+            n += address32 ? 4 : 2;
+        }
+        for (unsigned k = 0; k < 8; k++)
+            out[n++] = (u8)(below(4) ? rnd() : 0);
+        struct insn i = {0};
+        if (insn_decode(&ctx, out, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
+            continue;
+        put(out, i.len);
+        return;
+    }
+}
+
+/* ---- what tests the seams ---- */
+
+/* mov dword [address], value: not through any register */
+static void store(unsigned b, u32 where, u32 value, bool byte)
+{
+    unsigned bits = bits_of(b);
+    if (bits == 64)
+        PUT(byte ? 0xc6 : 0xc7, 0x04, 0x25);
+    else if (bits == 32)
+        PUT(byte ? 0xc6 : 0xc7, 0x05);
+    else if (real(b)) /* FS is flat from 0 on; addresses above 64 KiB are not reached */
+        PUT(0x64, 0x66, byte ? 0xc6 : 0xc7, 0x06);
+    else
+        PUT(0x67, 0x66, byte ? 0xc6 : 0xc7, 0x05);
+    if (real(b))
+        put16(where);
+    else
+        put32(where);
+    if (byte)
+        PUT((u8)value);
+    else
+        put32(value);
+}
+static void load_register(unsigned b, unsigned r, u32 value) /* mov e?x, value */
+{
+    if (bits_of(b) == 16)
+        PUT(0x66);
+    PUT((u8)(0xb8 | r));
+    put32(value);
+}
+
+static void special(unsigned b)
+{
+    unsigned bits = bits_of(b);
+    static const u32 places[] = {TWIN_READ_ONLY, TWIN_ABSENT, TWIN_SUPERVISOR, 0x3ffff000, TWIN_DATA + 0xffe, TWIN_DATA + 0x1ffd, TWIN_READ_ONLY - 3};
+    switch (below(9)) {
+    case 0: /* change an immediate, of this block too; sometimes any byte */
+        if (!real(b)) {
+            unsigned t = below(4) ? below(BLOCKS) : b;
+            u32 at = below(16) ? block[t].patch : block[t].at + below(64);
+            if (at)
+                store(b, TWIN_CODE + at + (block[b].mode <= M32U && !below(4) ? TWIN_ALIAS : 0), (u32)rnd(), true);
+        } else { /* mov byte cs:[at], x: a #GP in protected mode, but this is real mode */
+            PUT(0x2e, 0xc6, 0x06);
+            put16(block[below(BLOCKS)].patch);
+            PUT((u8)rnd());
+        }
+        break;
+    case 1: /* an access somewhere else */
+        load_register(b, RBX, places[below(ARRAY_SIZE(places))] + below(4));
+        if (bits == 16)
+            PUT(0x67);
+        if (below(3) == 0)
+            PUT(0x66);
+        PUT(((const u8[]){0x01, 0x03, 0x89, 0x8b, 0x39, 0x31, 0x11, 0x87, 0x33, 0x8a, 0x88, 0xd1}[below(12)]), (u8)(below(4) << 3 | 3));
+        break;
+    case 2: { /* strings: short, across pages, now and then into code */
+        load_register(b, RSI, (real(b) ? 0 : TWIN_DATA) + 0xff0 + below(16));
+        load_register(b, RDI, !below(6) && !real(b) ? TWIN_CODE + block[below(BLOCKS)].at : (real(b) ? 0 : TWIN_DATA) + 0x1ff0 + below(16));
+        load_register(b, RCX, below(40));
+        if (!below(8))
+            PUT(0xfd);
+        if (below(3))
+            PUT(below(2) ? 0xf3 : 0xf2);
+        if (!below(3))
+            PUT(0x66);
+        PUT(((const u8[]){0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf})[below(10)]);
+        PUT(0xfc);
+        break;
+    }
+    case 3: /* flags, TF and AC among them */
+        if (!below(6)) {
+            if (bits == 16) {
+                PUT(0x68), put16((unsigned)rnd() & 0x0dd5);
+            } else {
+                PUT(0x68), put32((u32)rnd() & 0x40dd5);
+            }
+            PUT(0x9d);
+        } else {
+            PUT(((const u8[]){0xf5, 0xf8, 0xf9, 0x9e, 0x9f, 0x9c, 0x90, 0x50, 0x58})[below(9)]);
+        }
+        break;
+    case 4: /* exceptions and software interrupts */
+        switch (below(6)) {
+        case 0: PUT(0x0f, 0x0b); break;
+        case 1: PUT(0xcc); break;
+        case 2: PUT(0xcd, (u8)(3 + below(2))); break;
+        case 3: PUT(0xf6, 0xf1); break; /* div cl */
+        case 4: PUT(0x31, 0xc9, 0xf7, 0xf1); break; /* division by zero */
+        default: PUT(0xf4);
+        }
+        break;
+    case 5: /* call the next instruction, return to a pushed address */
+        PUT(0xe8);
+        if (bits == 16)
+            put16(0);
+        else
+            put32(0);
+        PUT(0x58);
+        break;
+    case 6: /* a segment load */
+        if (bits != 64 && !real(b)) {
+            PUT(0x66, 0xb8), put16(block[b].mode == M32U ? SEL_USER_DATA : SEL_DATA);
+            if (bits == 16)
+                pos -= 4, PUT(0xb8), put16(SEL_DATA);
+            PUT(0x8e, (u8)(0xc0 | ((const u8[]){0, 3, 4, 5})[below(4)] << 3));
+        }
+        break;
+    case 7: /* a short loop */
+        load_register(b, RCX, 1 + below(30));
+        PUT(0x40 | (bits == 64 ? 0 : below(8)), 0x90, 0xe2, 0xfc);
+        break;
+    default: /* over one instruction, on a condition */
+        PUT((u8)(0x70 | below(16)), 0);
+        {
+            u32 at = pos;
+            plain(b);
+            code[at - 1] = (u8)(pos - at);
+        }
+    }
+}
+
+static void near_branch(unsigned b, unsigned to)
+{
+    unsigned bits = bits_of(b), length = bits == 16 ? 2 : 4;
+    s32 disp = (s32)(block[to].at - (pos + length));
+    if (bits == 16)
+        put16((unsigned)disp);
+    else
+        put32((u32)disp);
+}
+
+static void end(unsigned b)
+{
+    unsigned bits = bits_of(b), to = some_block(block[b].mode), other = below(BLOCKS);
+    if (below(2)) {
+        PUT(0x0f, (u8)(0x80 | below(16)));
+        near_branch(b, some_block(block[b].mode));
+    }
+    switch (below(6)) {
+    case 0:
+        PUT(0xe8);
+        near_branch(b, to + 0);
+        PUT(0x90);
+        break;
+    case 1: /* through a register */
+        load_register(b, RAX, address(to, block[to].at));
+        PUT(0xff, below(2) ? 0xe0 : 0xd0);
+        break;
+    case 2: /* push, ret */
+        PUT(0x68);
+        if (bits == 16)
+            put16(address(to, block[to].at));
+        else
+            put32(address(to, block[to].at));
+        PUT(0xc3);
+        break;
+    case 3: /* another mode */
+        if (mode_info[block[other].mode].world == mode_info[block[b].mode].world && block[b].mode != R16) {
+            if (bits == 64) {
+                PUT(0x6a, (u8)mode_info[block[other].mode].cs, 0x68);
+                put32(TWIN_CODE + block[other].at);
+                PUT(0x48, 0x87, 0x04, 0x24, 0x48, 0x87, 0x44, 0x24, 0x08, 0x48, 0x87, 0x04, 0x24, 0x48, 0xcb); /* swap the two; retfq */
+            } else {
+                if (bits == 16)
+                    PUT(0x66);
+                PUT(0xea);
+                put32(TWIN_CODE + block[other].at);
+                put16(mode_info[block[other].mode].cs);
+            }
+            break;
+        }
+        /* fallthrough */
+    default:
+        PUT(0xe9);
+        near_branch(b, to);
+    }
+    PUT(0xe9);
+    near_branch(b, some_block(block[b].mode));
+}
+
+static enum mode make_program(void)
+{
+    unsigned world = below(8) < 5 ? TWIN_LONG : below(3) < 2 ? TWIN_LEGACY : TWIN_REAL;
+    memset(code, 0xf4, sizeof(code));
+    for (unsigned b = 0; b < BLOCKS; b++) {
+        do
+            block[b].mode = (enum mode)below(MODES);
+        while (mode_info[block[b].mode].world != world || (b && below(2) && block[b].mode != block[0].mode));
+        block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 200 * SLOT;
+        block[b].patch = 0;
+    }
+    for (unsigned b = 0; b < BLOCKS; b++) {
+        pos = block[b].at;
+        store(b, TWIN_RECOVER, address(b, block[some_block(block[b].mode)].at), false);
+        PUT(0xb0, (u8)rnd()); /* mov al, imm8: to be patched */
+        block[b].patch = pos - 1;
+        for (unsigned n = below(10); n-- && pos < block[b].at + SLOT - 120;)
+            if (below(4))
+                plain(b);
+            else
+                special(b);
+        end(b);
+    }
+    return block[0].mode;
+}
+
+int main(int argc, char **argv)
+{
+    unsigned long wanted_blocks = argc > 1 ? strtoul(argv[1], NULL, 0) : 40000, made = 0, faults = 0, shutdowns = 0;
+    u64 seed = argc > 2 ? strtoull(argv[2], NULL, 16) : 0x2545f4914f6cdd1dull, first = seed, insns = 0;
+    const struct engine *engine = argc > 3 && !strcmp(argv[3], "lockstep") ? &engine_lockstep : &engine_jit_eager;
+    struct twins t;
+    twins_new(&t, engine);
+    features = t.a.v->features;
+    while (made < wanted_blocks) {
+        state = seed;
+        enum mode mode = make_program();
+        twins_load(&t, (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
+                   (mode == R16 ? 0 : TWIN_CODE) + block[0].at, seed);
+        for (unsigned pass = 0; pass < PASSES; pass++) {
+            enum run_result r = twins_run(&t, 40 + below(600));
+            if (r == RUN_SHUTDOWN) {
+                shutdowns++;
+                break;
+            }
+            if (!below(3)) {
+                vcpu_request(t.a.v, REQ_NMI);
+                vcpu_request(t.b.v, REQ_NMI);
+            }
+        }
+        made += BLOCKS;
+        insns += t.a.v->icount;
+        u32 count = load32(t.a.ram + TWIN_RECOVER + 16); /* unless the program wrote there */
+        faults += count < t.a.v->icount ? count : 0;
+        seed = seed * 0x5851f42d4c957f2dull + 0x14057b7ef767814full;
+        if (!seed)
+            seed = 1;
+    }
+    const struct jit_stats *js = jit_stats(t.b.v);
+    printf("%lu blocks from seed %llx on, no difference: %llu instructions, %lu exceptions, %lu shutdowns; %llu translations (%llu evicted), %llu calls of bodies\n",
+           made, (unsigned long long)first, (unsigned long long)insns, faults, shutdowns, (unsigned long long)js->translated, (unsigned long long)js->evicted,
+           (unsigned long long)js->calls);
+    twins_free(&t);
+    return 0;
+}
