@@ -1,6 +1,7 @@
 /*
  * VM exit (SDM "VM Exits"): record, save the guest state, store MSRs, load the host state, load MSRs.
  */
+#include "cpu/exit_profile.h"
 #include "vmx/vmx.h"
 
 #define F(name) (x->f[VMCS_##name])
@@ -262,6 +263,8 @@ void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
 
     if (e->reason < VMX_EXIT_REASONS)
         x->stats.exits[e->reason]++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, e->reason, x->current, e->reason == EXIT_REASON_VMLAUNCH || e->reason == EXIT_REASON_VMRESUME, false);
     log_at(vmexit, "cpu%u %s qualification=0x%llx intr=0x%x idt=0x%llx rip=0x%llx len=%u", v->index,
            e->reason < VMX_EXIT_REASONS && vmx_exits[e->reason].name ? vmx_exits[e->reason].name : "TRAP_AFTER_FLUSH",
            (unsigned long long)qualification, intr_info, (unsigned long long)F(IDT_VECTORING_INFO_FIELD),
@@ -298,6 +301,8 @@ void vmx_entry_failed(struct vcpu *v, u32 reason, u64 qualification)
     x->stats.entry_failures++;
     if (x->enlightened)
         evmcs_store(v);
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, reason, x->current, false, true);
     log_at(vmexit, "cpu%u VM-entry failure: %s qualification=%llu", v->index, vmx_exits[reason].name, (unsigned long long)qualification);
     load_host_state(v);
     v->icount++;

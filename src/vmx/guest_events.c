@@ -290,8 +290,10 @@ const struct virt_ops vmx_virt_ops = {
 static void timer_fired(void *opaque)
 {
     struct vcpu *v = opaque;
-    if (v->guest_mode)
+    if (v->guest_mode) {
         cpu_attention(v, ATT_VIRT);
+        vcpu_kick(v);
+    }
 }
 
 struct vmx *vmx_new(struct vcpu *v)
@@ -302,6 +304,7 @@ struct vmx *vmx_new(struct vcpu *v)
     x->v = v;
     vmx_caps_init(&x->caps, v);
     vmx_caps_evmcs(&x->evmcs_caps, &x->caps);
+    vmx_caps_apply(v, &x->caps);
     x->current = x->shadow_vmcs = VMX_NO_VMCS;
     timer_init(&x->timer, v->clock, timer_fired, v);
     v->vmx = x;

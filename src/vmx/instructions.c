@@ -250,11 +250,14 @@ void insn_invept(struct vcpu *v, const struct insn *i)
 {
     u8 descriptor[16];
     require_mode(v);
+    if (!(v->vmx->caps.ept_vpid & VMX_EPT_INVEPT) || !vmx_offers(&v->vmx->caps, CTL_SEC_EPT))
+        cpu_ud(v);
     require_cpl0(v);
     u64 type = register_operand(v, i->reg);
     mem_read_bytes(v, i->seg, insn_ea(v, i), descriptor, sizeof(descriptor));
-    u64 eptp = load64(descriptor);
-    if ((type != 1 && type != 2) || load64(descriptor + 8)
+    u64 eptp = load64(descriptor), cap = v->vmx->caps.ept_vpid;
+    bool offered = (type == 1 && cap & VMX_EPT_INVEPT_SINGLE) || (type == 2 && cap & VMX_EPT_INVEPT_ALL);
+    if (!offered || load64(descriptor + 8)
         || (type == 1 && !vmx_eptp_ok(&v->vmx->caps, v->maxphyaddr, eptp))) {
         vmx_fail(v, ERR_INVALIDATE_OPERAND);
         return;
@@ -268,11 +271,13 @@ void insn_invvpid(struct vcpu *v, const struct insn *i)
     enum { ADDRESS, SINGLE, ALL, SINGLE_NONGLOBAL };
     u8 descriptor[16];
     require_mode(v);
+    if (!(v->vmx->caps.ept_vpid & VMX_EPT_INVVPID) || !vmx_offers(&v->vmx->caps, CTL_SEC_VPID))
+        cpu_ud(v);
     require_cpl0(v);
     u64 type = register_operand(v, i->reg);
     mem_read_bytes(v, i->seg, insn_ea(v, i), descriptor, sizeof(descriptor));
     u64 vpid = load64(descriptor), la = load64(descriptor + 8);
-    if (type > SINGLE_NONGLOBAL || vpid >> 16 || (type != ALL && vpid == 0) || (type == ADDRESS && !cpu_canonical(v, la))) {
+    if (type > SINGLE_NONGLOBAL || !(v->vmx->caps.ept_vpid >> (40 + type) & 1) || vpid >> 16 || (type != ALL && vpid == 0) || (type == ADDRESS && !cpu_canonical(v, la))) {
         vmx_fail(v, ERR_INVALIDATE_OPERAND);
         return;
     }

@@ -94,6 +94,11 @@ struct vmx_caps {
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v);
 /* What is left of @all with an enlightened VMCS. */
 void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all);
+void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps); /* tells the core what VMX operation fixes */
+void vmx_caps_fields(struct vmx_caps *caps); /* .fields from the controls */
+/* vmx_caps_force.c: --vmx-cap. Returns 0, or -1 and fills *err; what @caps holds then is not to be used. */
+int vmx_caps_force(struct vmx_caps *caps, const char *text, struct error *err);
+void vmx_caps_list(const struct vmx_caps *c, FILE *out);
 bool vmx_caps_msr(const struct vmx_caps *caps, u32 msr, u64 *value);
 /* RDMSR of IA32_VMX_BASIC..0x493; false: no such MSR (#GP). */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);
@@ -106,6 +111,7 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 /* IA32_VMX_BASIC */
 #define VMX_REVISION 0x4e530001u /* "NS", layout 1: the layout vmcs.c writes */
 #define VMX_BASIC_32BIT BIT64(48)
+#define VMX_BASIC_TRUE_CONTROLS BIT64(55)
 #define VMX_BASIC_NO_ERROR_CODE_RULE BIT64(56)
 /* IA32_VMX_MISC */
 #define VMX_MISC_TIMER_SHIFT 5u
@@ -300,6 +306,8 @@ void vmx_fail_invalid(struct vcpu *v);
 void vmx_fail_valid(struct vcpu *v, u32 error);
 void vmx_fail(struct vcpu *v, u32 error); /* Valid when there is a current VMCS, else Invalid */
 void vmx_succeed(struct vcpu *v);
+/* EPT as the current VMCS has it, under secondary controls @sec; none when they do not have it on. */
+struct slat vmx_slat(const struct vcpu *v, u32 sec);
 void vmx_apply_slat(struct vcpu *v); /* tells the MMU about EPTP and VPID in force */
 
 /* ---- exit.c ---- */

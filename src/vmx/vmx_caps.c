@@ -30,21 +30,16 @@ static const u64 default1_class[WORD_COUNT] = {
     [WORD_ENTRY] = BITS64(8, 0) | BIT(12),
 };
 
-/* The fields that the offered controls bring, and the highest index among them. */
-static void find_fields(struct vmx_caps *caps)
+/* IA32_VMX_VMCS_ENUM: the highest index of any field's encoding. */
+static u64 vmx_highest_index(const struct vmx_caps *caps)
 {
     unsigned highest = 0;
-    memset(caps->fields, 0, sizeof(caps->fields));
     for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++) {
-        const struct vmcs_field *f = &vmcs_fields[s];
-        if (!vmx_offers(caps, f->control))
-            continue;
-        caps->fields[s / 64] |= BIT64(s % 64);
-        unsigned number = f->encoding >> 1 & 0x1ff;
-        if (number > highest)
+        unsigned number = vmcs_fields[s].encoding >> 1 & 0x1ff;
+        if (vmcs_exists(caps, s) && number > highest)
             highest = number;
     }
-    caps->vmcs_enum = (u64)highest << 1;
+    return highest;
 }
 
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
@@ -80,7 +75,17 @@ void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
     for (unsigned n = 0; n < ARRAY_SIZE(ept_vpid); n++)
         if (cpu_has(v, ept_vpid[n].feature))
             caps->ept_vpid |= ept_vpid[n].bits;
-    find_fields(caps);
+    vmx_caps_fields(caps);
+    caps->vmcs_enum = vmx_highest_index(caps) << 1;
+}
+
+/* The fields that the controls on offer bring. */
+void vmx_caps_fields(struct vmx_caps *caps)
+{
+    memset(caps->fields, 0, sizeof(caps->fields));
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+        if (vmx_offers(caps, vmcs_fields[s].control))
+            caps->fields[s / 64] |= BIT64(s % 64);
 }
 
 void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all)
@@ -89,11 +94,18 @@ void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all)
     for (unsigned n = 0; n < CTL_COUNT; n++)
         if (!vmx_controls[n].evmcs)
             caps->allowed1[vmx_controls[n].word] &= ~BIT64(vmx_controls[n].bit);
-    find_fields(caps);
+    vmx_caps_fields(caps);
     for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
         if (vmcs_fields[s].evmcs_offset < 0)
             caps->fields[s / 64] &= ~BIT64(s % 64);
-    caps->vmcs_enum = all->vmcs_enum;
+}
+
+void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps)
+{
+    v->vmx_cr0_fixed0 = caps->cr0_fixed0;
+    v->vmx_cr0_fixed1 = caps->cr0_fixed1;
+    v->vmx_cr4_fixed0 = caps->cr4_fixed0;
+    v->vmx_cr4_fixed1 = caps->cr4_fixed1;
 }
 
 static u64 control_msr(const struct vmx_caps *c, enum vmx_word w, bool true_msr)
@@ -118,10 +130,10 @@ bool vmx_caps_msr(const struct vmx_caps *c, u32 msr, u64 *value)
     case 0x48a: *value = c->vmcs_enum; return true;
     case 0x48b: *value = control_msr(c, WORD_SEC, true); return vmx_offers(c, CTL_PRI_SECONDARY_CONTROLS);
     case 0x48c: *value = c->ept_vpid; return vmx_offers(c, CTL_SEC_EPT) || vmx_offers(c, CTL_SEC_VPID);
-    case 0x48d: *value = control_msr(c, WORD_PIN, true); return true;
-    case 0x48e: *value = control_msr(c, WORD_PRI, true); return true;
-    case 0x48f: *value = control_msr(c, WORD_EXIT, true); return true;
-    case 0x490: *value = control_msr(c, WORD_ENTRY, true); return true;
+    case 0x48d: *value = control_msr(c, WORD_PIN, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x48e: *value = control_msr(c, WORD_PRI, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x48f: *value = control_msr(c, WORD_EXIT, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x490: *value = control_msr(c, WORD_ENTRY, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
     case 0x491: *value = c->allowed1[WORD_VMFUNC]; return vmx_offers(c, CTL_SEC_VM_FUNCTIONS);
     case 0x492: *value = c->allowed1[WORD_TER]; return vmx_offers(c, CTL_PRI_TERTIARY_CONTROLS);
     default: return false;

@@ -210,6 +210,7 @@ static uint8_t uart_read(int vm, struct uart *u, unsigned reg)
 /* The virtual machine and what its processors share. */
 static struct {
     int kvm, vm, hyperv;
+    unsigned cpus;
     struct uart uart;
     pthread_mutex_t lock; /* of uart and the counts */
     unsigned long exits, io, mmio;
@@ -250,7 +251,8 @@ static void offer_hyperv(int cpu, struct kvm_cpuid2 *c)
     c->nent = n;
 }
 
-static void set_cpuid(int kvm, int cpu, unsigned id)
+/* Every processor is a core of one package, without threads and without shared caches. */
+static void set_cpuid(int kvm, int cpu, unsigned id, unsigned cpus)
 {
     struct {
         struct kvm_cpuid2 head;
@@ -260,13 +262,35 @@ static void set_cpuid(int kvm, int cpu, unsigned id)
     c.head.nent = 256;
     if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &c))
         die("KVM_GET_SUPPORTED_CPUID");
+    unsigned bits = 0; /* of an APIC ID within the package */
+    while (1u << bits < cpus)
+        bits++;
     for (unsigned i = 0; i < c.head.nent; i++) {
         struct kvm_cpuid_entry2 *e = &c.entries[i];
-        if (e->function == 1) {
+        switch (e->function) {
+        case 1:
             e->ecx |= 1u << 31; /* HYPERVISOR: the guest looks for KVM's leaves, and its clock */
-            e->ebx = (e->ebx & 0xffffff) | id << 24;
-        } else if (e->function == 0xb || e->function == 0x1f) {
+            e->ebx = (e->ebx & 0xffff) | cpus << 16 | id << 24;
+            e->edx = (e->edx & ~(1u << 28)) | (uint32_t)(cpus > 1) << 28; /* HTT */
+            break;
+        case 4:
+            e->eax &= 0x3fff;
+            break;
+        case 0xb: case 0x1f:
+            e->eax = e->index == 1 ? bits : 0;
+            e->ebx = e->index == 1 ? cpus : e->index == 0;
+            e->ecx = e->index == 1 ? 0x201 : e->index == 0 ? 0x100 : e->index;
             e->edx = id;
+            break;
+        case 0x80000008:
+            e->ecx = (e->ecx & ~0xf0ffu) | bits << 12 | (cpus - 1);
+            break;
+        case 0x8000001d:
+            e->eax &= 0x3fff;
+            break;
+        case 0x8000001e:
+            e->eax = e->ebx = id, e->ecx = 0;
+            break;
         }
     }
     if (machine.hyperv)
@@ -275,8 +299,6 @@ static void set_cpuid(int kvm, int cpu, unsigned id)
         die("KVM_SET_CPUID2");
 }
 
-/* IA32_MISC_ENABLE as firmware leaves it: without fast strings Linux drops ERMS but keeps FSRM, and its
- * memmove() relies on the two going together. */
 static void set_msrs(int cpu)
 {
     struct {
@@ -337,7 +359,7 @@ static int make_cpu(unsigned id)
     int cpu = ioctl(machine.vm, KVM_CREATE_VCPU, id);
     if (cpu < 0)
         die("KVM_CREATE_VCPU");
-    set_cpuid(machine.kvm, cpu, id);
+    set_cpuid(machine.kvm, cpu, id, machine.cpus);
     set_msrs(cpu);
     if (id == 0)
         set_registers(cpu);
@@ -405,12 +427,12 @@ static void usage(void)
 
 int main(int argc, char **argv)
 {
-    unsigned cpus = 1;
+    unsigned cpus = machine.cpus = 1;
     size_t ram_size = 256ul << 20;
     for (int o; (o = getopt(argc, argv, "c:m:H")) >= 0;) {
         unsigned long n = strtoul(optarg ? optarg : "", NULL, 0);
         if (o == 'c' && n >= 1 && n <= CPUS_MAX)
-            cpus = (unsigned)n;
+            cpus = machine.cpus = (unsigned)n;
         else if (o == 'm' && n >= 32 && n <= 3072)
             ram_size = n << 20;
         else if (o == 'H')
