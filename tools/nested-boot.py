@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Boots Linux as L1 under nestor, lets its KVM boot a Linux L2, and reports what ran when.
 
-    nested-boot.py NESTOR GUEST-FOLDER [--kvm-args "ept=0"] [--kvm intel|amd] [--l2-args ...] [--l2-cpus N]
+    nested-boot.py NESTOR GUEST-FOLDER [--kvm-args "ept=0"] [--kvm intel|amd] [--l2-args ...] [--l2-cpus N] [--l2-hyperv]
                    [--initrd initrd|initrd-l3|initrd-i686] [--timeout S] [--quiet] [--xen] [--expect TEXT]... [-- NESTOR-OPTION...]
 
 --expect: a line of the output, statistics included, must contain TEXT.
@@ -38,6 +38,7 @@ def main():
     p.add_argument("--kvm-args", default="")
     p.add_argument("--l2-args", default="")
     p.add_argument("--l2-cpus", default="1")
+    p.add_argument("--l2-hyperv", action="store_true", help="L1's KVM offers its guest Hyper-V's interface")
     p.add_argument("--initrd", default="initrd", help="which of the guest folder's L1s to boot")
     p.add_argument("--timeout", default="600")
     p.add_argument("--quiet", action="store_true", help="only markers and the report, no console")
@@ -50,6 +51,8 @@ def main():
     if o.l2_cpus != "1":
         o.expect.append(f"NESTOR-L2-CPUS {o.l2_cpus}")
     append = f"console=ttyS0 panic=-1 no_timer_check KVM={o.kvm} L2_CPUS={o.l2_cpus}"
+    if o.l2_hyperv:
+        append += " L2_OPTIONS=-H"
     if l3:
         append += " L2_MEMORY=384"
     if o.quiet:

@@ -1,9 +1,9 @@
 /* The cache of decoded blocks: see block.h. */
 #include "cpu/block.h"
-#include "cpu/virt.h"
 #include "cpu/cet.h"
 #include "cpu/cpu.h"
 #include "cpu/models.h"
+#include "cpu/virt.h"
 #include "base/log.h"
 
 #include <stdlib.h>

@@ -50,6 +50,8 @@ static bool post(struct hv_timer *t)
     return true;
 }
 
+static u64 add(u64 a, u64 b) { return a > UINT64_MAX - b ? UINT64_MAX : a + b; }
+
 static void arm(struct hv_timer *t)
 {
     u64 ns = t->expires > UINT64_MAX / 100 ? UINT64_MAX : t->expires * 100;
@@ -69,9 +71,9 @@ static void fired(void *opaque)
     }
     /* A period that was missed altogether is not made up for. */
     u64 now = hyperv_reference_time(t->vp->hv);
-    t->expires += t->count;
+    t->expires = add(t->expires, t->count);
     if (t->expires <= now)
-        t->expires = now + t->count - (now - t->expires) % t->count;
+        t->expires = add(now, t->count - (now - t->expires) % t->count);
     arm(t);
 }
 
@@ -81,7 +83,7 @@ static void start(struct hv_timer *t)
     t->message_waits = false;
     if (!(t->config & TIMER_ENABLE) || !t->count)
         return;
-    t->expires = t->config & TIMER_PERIODIC ? hyperv_reference_time(t->vp->hv) + t->count : t->count;
+    t->expires = t->config & TIMER_PERIODIC ? add(hyperv_reference_time(t->vp->hv), t->count) : t->count;
     arm(t);
 }
 

@@ -142,6 +142,9 @@ static int add_cpus(struct nestor *m, struct error *err)
     if (m->config.hyperv) {
         if (!features[FEAT_VMX])
             return error_set(err, "--hyperv: expected a processor model with VT-x, not %s", model->name);
+        /* A hypercall that flushes returns when all have flushed; no processor can wait for another's thread. */
+        if (m->config.threads)
+            return error_set(err, "--hyperv: expected without --threads");
         features[FEAT_HYPERVISOR] = 1;
         m->hyperv = hyperv_new(&m->clock, m->pm, &m->board.msi);
         if (!m->hyperv)

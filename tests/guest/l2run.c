@@ -1,6 +1,6 @@
 /*
- * l2run [-c VCPUS] [-m MIB] KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console, and
- * nothing else.
+ * l2run [-c VCPUS] [-m MIB] [-H] KERNEL INITRD [CMDLINE]: boots a bzImage on /dev/kvm with a serial console,
+ * and nothing else. -H: the guest finds Hyper-V's interface, as KVM offers it, instead of KVM's own.
  * It is what a Linux L1 without QEMU needs to be a hypervisor. Linked statically, it runs as part of
  * an initramfs. Ends when the guest resets (triple fault) with 0, with 1 on any other end.
  *
@@ -207,6 +207,50 @@ static uint8_t uart_read(int vm, struct uart *u, unsigned reg)
     return v;
 }
 
+/* The virtual machine and what its processors share. */
+static struct {
+    int kvm, vm, hyperv;
+    unsigned cpus;
+    struct uart uart;
+    pthread_mutex_t lock; /* of uart and the counts */
+    unsigned long exits, io, mmio;
+    struct timespec began;
+} machine = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void enable(int cpu, unsigned cap)
+{
+    struct kvm_enable_cap e = {.cap = cap};
+    if (ioctl(cpu, KVM_ENABLE_CAP, &e))
+        die("KVM_ENABLE_CAP");
+}
+
+/* Replaces the leaves from 40000000H on by Hyper-V's. */
+static void offer_hyperv(int cpu, struct kvm_cpuid2 *c)
+{
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 entries[64];
+    } hv;
+    memset(&hv, 0, sizeof(hv));
+    hv.head.nent = 64;
+    enable(cpu, KVM_CAP_HYPERV_SYNIC2);
+    enable(cpu, KVM_CAP_HYPERV_DIRECT_TLBFLUSH);
+    if (ioctl(cpu, KVM_GET_SUPPORTED_HV_CPUID, &hv))
+        die("KVM_GET_SUPPORTED_HV_CPUID");
+    unsigned n = 0;
+    for (unsigned i = 0; i < c->nent; i++)
+        if (c->entries[i].function < 0x40000000 || c->entries[i].function >= 0x80000000)
+            c->entries[n++] = c->entries[i];
+    for (unsigned i = 0; i < hv.head.nent; i++) {
+        if (hv.entries[i].function >= 0x40000080) /* the debugger's */
+            continue;
+        if (hv.entries[i].function == 0x40000000) /* KVM's own signature there, unknown to guests */
+            memcpy(&hv.entries[i].ebx, "Microsoft Hv", 12);
+        c->entries[n++] = hv.entries[i];
+    }
+    c->nent = n;
+}
+
 /* Every processor is a core of one package, without threads and without shared caches. */
 static void set_cpuid(int kvm, int cpu, unsigned id, unsigned cpus)
 {
@@ -249,6 +293,8 @@ static void set_cpuid(int kvm, int cpu, unsigned id, unsigned cpus)
             break;
         }
     }
+    if (machine.hyperv)
+        offer_hyperv(cpu, &c.head);
     if (ioctl(cpu, KVM_SET_CPUID2, &c))
         die("KVM_SET_CPUID2");
 }
@@ -307,16 +353,6 @@ static void handle_io(int vm, struct uart *u, struct kvm_run *run)
         }
     }
 }
-
-/* The virtual machine and what its processors share. */
-static struct {
-    int kvm, vm;
-    unsigned cpus;
-    struct uart uart;
-    pthread_mutex_t lock; /* of uart and the counts */
-    unsigned long exits, io, mmio;
-    struct timespec began;
-} machine = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static int make_cpu(unsigned id)
 {
@@ -385,7 +421,7 @@ static void *run_cpu(void *arg)
 
 static void usage(void)
 {
-    fputs("usage: l2run [-c VCPUS] [-m MIB] KERNEL INITRD [CMDLINE]\n", stderr);
+    fputs("usage: l2run [-c VCPUS] [-m MIB] [-H] KERNEL INITRD [CMDLINE]\n", stderr);
     exit(2);
 }
 
@@ -393,12 +429,14 @@ int main(int argc, char **argv)
 {
     unsigned cpus = machine.cpus = 1;
     size_t ram_size = 256ul << 20;
-    for (int o; (o = getopt(argc, argv, "c:m:")) >= 0;) {
+    for (int o; (o = getopt(argc, argv, "c:m:H")) >= 0;) {
         unsigned long n = strtoul(optarg ? optarg : "", NULL, 0);
         if (o == 'c' && n >= 1 && n <= CPUS_MAX)
             cpus = machine.cpus = (unsigned)n;
         else if (o == 'm' && n >= 32 && n <= 3072)
             ram_size = n << 20;
+        else if (o == 'H')
+            machine.hyperv = 1;
         else
             usage();
     }
