@@ -1,4 +1,6 @@
 /* --stats: what ran, and why hypervisors were left; and the registers for a report. */
+#include "cpu/exit_profile.h"
+#include "cpu/hyperv.h"
 #include "cpu/interp.h"
 #include "jit/jit.h"
 #include "machine/machine.h"
@@ -44,6 +46,9 @@ static void print_vmx(const struct vcpu *v, FILE *out)
     u64 total = sum(s->exits, VMX_EXIT_REASONS);
     fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
             s->entries, s->entry_failures, s->vmfails, total);
+    if (s->evmcs_entries)
+        fprintf(out, "  with an enlightened VMCS: %" PRIu64 " VM entries, %.1f of 16 groups clean on average; direct flushes %" PRIu64 "\n",
+                s->evmcs_entries, (double)s->evmcs_clean_groups / (double)s->evmcs_entries, s->direct_flushes);
     print_exits(out, s->exits, VMX_EXIT_REASONS, total, vmx_exit_name);
 }
 
@@ -130,8 +135,19 @@ static void print_cpu(const struct vcpu *v, FILE *out)
             " lost to %" PRIu64 " writes into code\n", v->index, v->icount, is.blocks, is.lookups, is.smc_blocks, is.smc_writes);
     print_mmu(v, out);
     print_jit(v, out);
+    if (v->hyperv && v->hyperv->hypercalls)
+        fprintf(out, "  hypercalls %" PRIu64 ", of which flushes %" PRIu64 "\n", v->hyperv->hypercalls, v->hyperv->flushes);
     print_vmx(v, out);
     print_svm(v, out);
+}
+
+void machine_profile_exits(struct nestor *m)
+{
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        struct vcpu *v = m->cpu[i];
+        if ((v->vmx || v->svm) && !v->exits && !(v->exits = exit_profile_new()))
+            panic("out of memory for the profile of VM exits");
+    }
 }
 
 void nestor_print_stats(struct nestor *m, FILE *out)
@@ -144,6 +160,7 @@ void nestor_print_stats(struct nestor *m, FILE *out)
             insns, busy > 0 ? (double)insns / busy / 1e6 : 0.0, m->engine->name);
     for (unsigned i = 0; i < m->ncpus; i++)
         print_cpu(m->cpu[i], out);
+    machine_threads_stats(m, out);
     if (m->ncpus)
         print_shadows(mmu_shadow_stats(m->cpu[0]), out);
 }

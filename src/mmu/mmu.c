@@ -145,7 +145,10 @@ struct mmu {
     struct tlb *space[SPACES];
     u64 stamp;
     u64 apic_page;
-    gva_t watch[4 + 2 * DEBUG_WATCHES];
+    struct watched_pages { /* first and last page */
+        u64 first, last;
+        bool physical;
+    } watch[4 + DEBUG_WATCHES];
     unsigned nwatch;
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
@@ -224,8 +227,16 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
     return others;
 }
 
+/* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
+static void cells_forget(struct vcpu *v)
+{
+    if (v)
+        memset(v->cell_limit, 0, sizeof(v->cell_limit));
+}
+
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
+    cells_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
     if (!keep_global) {
@@ -302,6 +313,7 @@ static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop wh
 static void flushed(struct mmu *m, enum flush_cause cause)
 {
     m->stats.flushes[cause]++;
+    cells_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }
@@ -341,12 +353,21 @@ static void array_protect(struct array *a, pa_t page)
 static void protect(struct mmu *m, pa_t page)
 {
     m->stats.protects++;
+    cells_forget(m->v);
     for (unsigned i = 0; i < SPACES; i++)
         for (unsigned c = 0; m->space[i] && c < CONTEXTS; c++)
             array_protect(&m->space[i]->ctx[c], page);
 }
 
-static void page_tracked(void *opaque, pa_t page) { protect(opaque, page); }
+/* Where processors have threads of their own, theirs must stand still first: the machine sees to it. */
+static void page_tracked(void *opaque, pa_t page)
+{
+    struct mmu *m = opaque;
+    if (!physmap_shared(m->pm))
+        protect(m, page);
+}
+
+void mmu_protect_page(struct vcpu *v, pa_t page) { protect(v->mmu, page & PAGE_MASK); }
 
 struct mmu *mmu_new(struct physmap *pm)
 {
@@ -447,6 +468,7 @@ static void context_build(struct mmu *m, const struct vcpu *v)
     c->pke = v->cr4 & CR4_PKE;
     c->pks = v->cr4 & CR4_PKS;
     c->cet = v->cr4 & CR4_CET;
+    c->lam48 = c->paging == PAGING_5LEVEL && (v->cr3 & (CR3_LAM_U57 | CR3_LAM_U48)) == CR3_LAM_U48;
     c->pse = v->cr4 & CR4_PSE;
     c->pse36 = cpu_has(v, FEAT_PSE36);
     c->pdpe1gb = cpu_has(v, FEAT_PDPE1GB);
@@ -471,7 +493,7 @@ static struct space_key key_build(const struct mmu *m, const struct vcpu *v)
     } else {
         bool four = c->paging >= PAGING_4LEVEL;
         k.mode = c->paging | (u64)c->wp << 3 | (u64)c->nx << 4 | (u64)c->smep << 5 | (u64)c->smap << 6 |
-                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10;
+                 (u64)(four && c->pke) << 7 | (u64)(four && c->pks) << 8 | (u64)c->cet << 9 | (u64)c->pse << 10 | (u64)c->lam48 << 11;
         k.keys = (four && c->pke ? c->pkru : 0) | (u64)(four && c->pks ? c->pkrs : 0) << 32;
     }
     k.mode |= (u64)s->kind << 16 | (u64)s->levels << 20 | (u64)s->host_mode << 24 | (u64)s->ad << 32 |
@@ -538,12 +560,15 @@ static enum tlb_context privilege_context(const struct vcpu *v)
 void mmu_update_privilege(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    struct tlb_entry *before = v->tlb_now;
     if (unlikely(m->stale || !m->now)) {
         v->tlb_now = m->uncached;
-        return;
+    } else {
+        enum tlb_context c = privilege_context(v);
+        v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
-    enum tlb_context c = privilege_context(v);
-    v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
+    if (v->tlb_now != before)
+        cells_forget(v);
 }
 
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
@@ -554,6 +579,7 @@ void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
     m->vpid = vpid;
     m->stale = true;
     v->tlb_now = m->uncached;
+    cells_forget(v);
 }
 
 const struct walk_context *mmu_context(const struct vcpu *v) { return &v->mmu->ctx; }
@@ -616,11 +642,14 @@ void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 
 /* ---- translation ---- */
 
-static bool watched(const struct mmu *m, gva_t page)
+static bool watched(const struct mmu *m, const struct side *s)
 {
-    for (unsigned i = 0; i < m->nwatch; i++)
-        if (m->watch[i] == page)
+    for (unsigned i = 0; i < m->nwatch; i++) {
+        const struct watched_pages *w = &m->watch[i];
+        u64 page = w->physical ? s->pa & PAGE_MASK : s->page;
+        if (page >= w->first && page <= w->last)
             return true;
+    }
     return false;
 }
 
@@ -637,8 +666,10 @@ static bool target(const struct mmu *m, const struct vcpu *v, pa_t pa, bool writ
     if (!r || !r->host)
         return false;
     bool ram = r->region->kind == REGION_RAM;
+    if (ram && write)
+        range_note_user(r, pa, PAGE_WRITERS, v->index);
     if (ram)
-        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_RELAXED);
+        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_SEQ_CST);
     if (ram || !write)
         t->host = r->host + (pa - r->start);
     return ram;
@@ -649,8 +680,12 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
 {
     struct tlb_entry *e = &a->e[slot];
     const struct side *s = &a->side[slot];
-    bool watch = unlikely(m->nwatch) && watched(m, s->page);
+    bool watch = unlikely(m->nwatch) && watched(m, s);
     bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
+    if (write && unlikely(physmap_shared(m->pm))) {
+        physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
+        write = !physmap_page_flags(m->pm, s->pa & PAGE_MASK);
+    }
     e->tag_read = (s->pa & ACCESS_READ) && t->host && !watch ? s->page : TLB_NONE;
     e->tag_exec = (s->pa & ACCESS_EXEC) && t->host ? s->page : TLB_NONE;
     e->tag_write = write ? s->page : TLB_NONE;
@@ -672,6 +707,8 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     u8 perms = w->perms & SIDE_PERMS;
     if (!w->dirty)
         perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
+    if (unlikely(m->ctx.lam48) && !(la >> 63) && la >> 47)
+        perms &= ACCESS_EXEC;
     bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
     const struct side *old = &a->side[slot];
     /* Jump hints outlive the entry through which the code was fetched. */
@@ -865,29 +902,48 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
         bool enabled = v->dr7 >> (2 * n) & 3;
         unsigned kind = v->dr7 >> (16 + 4 * n) & 3; /* 0 code, 1 write, 2 I/O, 3 read and write */
         if (enabled && (kind & 1))
-            m->watch[m->nwatch++] = v->dr[n] & PAGE_MASK;
+            m->watch[m->nwatch++] = (struct watched_pages){v->dr[n] & PAGE_MASK, v->dr[n] & PAGE_MASK, false};
     }
     for (unsigned n = 0; v->debug && n < v->debug->nwatch; n++) {
         const struct debug_watch *w = &v->debug->watch[n];
-        m->watch[m->nwatch++] = w->la & PAGE_MASK;
-        if (((w->la + w->len - 1) ^ w->la) & PAGE_MASK)
-            m->watch[m->nwatch++] = (w->la + w->len - 1) & PAGE_MASK;
+        m->watch[m->nwatch++] = (struct watched_pages){w->at & PAGE_MASK, (w->at + w->len - 1) & PAGE_MASK, w->physical};
     }
+}
+
+static void withdraw(struct array *a, unsigned slot)
+{
+    a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
+    bit_clear(a->writable, slot);
 }
 
 void mmu_watch_changed(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    cells_forget(v);
     watch_collect(m, v);
     for (unsigned i = 0; i < m->nwatch; i++) {
-        unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);
-        FOR_SPACES(m, t)
-        for (unsigned c = 0; c < CONTEXTS; c++) {
-            struct array *a = &t->ctx[c];
-            if (a->side[slot].page != m->watch[i])
-                continue;
-            a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
-            bit_clear(a->writable, slot);
+        const struct watched_pages *w = &m->watch[i];
+        if (w->physical)
+            continue; /* no entry of such a page has been granted since mmu_watch_physical() */
+        for (u64 page = w->first;; page += PAGE_SIZE) { /* at most two */
+            unsigned slot = (page >> PAGE_SHIFT) & (TLB_SIZE - 1);
+            FOR_SPACES(m, t)
+            for (unsigned c = 0; c < CONTEXTS; c++)
+                if (t->ctx[c].side[slot].page == page)
+                    withdraw(&t->ctx[c], slot);
+            if (page == w->last)
+                break;
         }
     }
+}
+
+void mmu_watch_physical(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    watch_collect(m, v);
+    FOR_SPACES(m, t)
+    for (unsigned c = 0; c < CONTEXTS; c++)
+        for (unsigned slot = 0; slot < TLB_SIZE; slot++)
+            if (t->ctx[c].side[slot].page != TLB_NONE && watched(m, &t->ctx[c].side[slot]))
+                withdraw(&t->ctx[c], slot);
 }

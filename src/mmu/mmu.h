@@ -56,8 +56,13 @@ void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, boo
 void mmu_invept(struct vcpu *v, bool all, u64 eptp);
 void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la);
 void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global);
+/* Physical page @page became tracked (code, table, dirty log): no TLB entry of @v may grant writes to it. For processors
+ * on threads of their own, while this one stands still; otherwise the physical map tells every MMU itself. */
+void mmu_protect_page(struct vcpu *v, pa_t page);
 /* Debug registers changed: pages with enabled data breakpoints must take the slow path. */
 void mmu_watch_changed(struct vcpu *v);
+/* A debugger's physical ranges changed: their pages, wherever they are mapped, must too. */
+void mmu_watch_physical(struct vcpu *v);
 
 /* The jump cache of the current address space and privilege (user or not): (rip -> block) hints that every
  * flush clears. Ask again after a change of address space or CPL. */

@@ -2,8 +2,8 @@
  * The inside of the physical map, for the files of this directory whose speed depends on it: the
  * regions flattened into disjoint ranges, and an index by page for the first 4 GiB.
  *
- * The map is changed only while no other thread uses it (machine construction, or a device's
- * register write on the machine's thread); page flags may be changed at any time.
+ * The map is changed only while no other thread uses it (see struct physmap_sharing); page flags may be
+ * changed at any time.
  */
 #pragma once
 #include "mmu/physmap.h"
@@ -44,6 +44,7 @@ struct physmap {
     struct listener *listeners;
     unsigned nlisteners;
     u64 ram_size;
+    struct physmap_sharing sharing; /* all NULL while one thread runs everything */
     struct shadow *shadow; /* of the page tables in it (shadow.h), while somebody uses it */
 };
 
@@ -86,6 +87,20 @@ static inline u8 *range_flag(const struct range *r, pa_t pa)
 {
     const struct region *g = r->region;
     return g->page_flags ? &g->page_flags[(pa - g->base) >> PAGE_SHIFT] : NULL;
+}
+
+static inline u64 *range_user(const struct range *r, pa_t pa, enum page_user kind)
+{
+    const struct region *g = r->region;
+    return g->users[kind] ? &g->users[kind][(pa - g->base) >> PAGE_SHIFT] : NULL;
+}
+
+/* Sequentially consistent, so that the flags read after it are not older (struct physmap_sharing). */
+static inline void range_note_user(const struct range *r, pa_t pa, enum page_user kind, unsigned cpu)
+{
+    u64 *users = range_user(r, pa, kind);
+    if (users && !(__atomic_load_n(users, __ATOMIC_SEQ_CST) & BIT64(cpu)))
+        __atomic_fetch_or(users, BIT64(cpu), __ATOMIC_SEQ_CST);
 }
 
 enum cmpxchg_result { CMPXCHG_DONE, CMPXCHG_CHANGED, CMPXCHG_NOT_RAM };
