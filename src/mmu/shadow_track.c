@@ -3,17 +3,17 @@
  * tracked table, in a list per entry (the reverse map), so a write finds exactly the shadows that it
  * concerns.
  *
- * A page that is written again and again while its shadows are not used, or cost a shadow every other time, is
- * *flooded*: its shadows go, it is written freely again, and for a while no shadow may stand on it.
+ * A page that is written again and again while its shadows are not used is a table no more, most likely: they go, and it is
+ * written freely again. If the writes cost a shadow every other time it is *flooded*: for a while no shadow may stand on it.
  */
 #include "mmu/shadow_nodes.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define WINDOW     64  /* writes after which a page is judged */
+#define WINDOW     32  /* writes after which a page is judged */
 #define IDLE       4   /* writes in a row while no shadow stands on it: freed, most likely, and used otherwise */
-#define FLOOD      32  /* shadows dropped among them that make a flood */
+#define FLOOD      16  /* shadows dropped among them that make a flood */
 #define LEFT_ALONE 512 /* stamps */
 
 static void node_drop(struct shadow *s, struct node *n);
@@ -422,7 +422,7 @@ static void window_end(struct shadow *s, struct table *t)
         t->window = (u32)s->stamp;
         return;
     }
-    if (thrashed || t->live) {
+    if (thrashed) {
         s->stats.floods++;
         t->left_alone = s->stamp + LEFT_ALONE;
     }
