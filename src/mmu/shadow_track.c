@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define WINDOW     32  /* writes after which a page is judged */
+#define WINDOW     64  /* writes after which a page is judged */
 #define IDLE       4   /* writes in a row while no shadow stands on it: freed, most likely, and used otherwise */
-#define FLOOD      16  /* shadows dropped among them that make a flood */
+#define FLOOD      32  /* shadows dropped among them that make a flood */
 #define LEFT_ALONE 512 /* stamps */
 
 static void node_drop(struct shadow *s, struct node *n);
