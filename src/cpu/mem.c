@@ -308,8 +308,11 @@ static void pieces_write(struct vcpu *v, gva_t la, const void *buf, unsigned siz
     struct piece p[MAX_PIECES];
     unsigned n = translate_pieces(v, la, size, access, mask, p);
     const u8 *in = buf;
-    for (unsigned i = 0; i < n; in += p[i].len, i++)
+    for (unsigned i = 0; i < n; in += p[i].len, i++) {
+        /* Translating a later piece may have made an earlier one's page a tracked table. */
+        p[i].t.page_flags |= n > 1 ? physmap_page_flags(v->pm, p[i].t.pa) : 0;
         run_write(v, p[i].la, &p[i].t, in, p[i].len, access);
+    }
 }
 
 /* ---- values ---- */

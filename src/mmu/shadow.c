@@ -37,7 +37,6 @@ void shadow_view(struct shadow_view *view, const struct walk_context *c)
         view->slat_root = s->root & PTE_FRAME;
         view->slat_entry = 8;
         view->slat_region_lg2 = 21;
-        view->slat_width = s->levels == 4 ? 48 : 64;
         view->slat_reserved = leaf_reserved(8, false, true, c->maxphyaddr);
     } else if (s->kind == SLAT_NPT) {
         bool narrow = s->host_mode == PAGING_32BIT, pae = s->host_mode == PAGING_PAE;
@@ -45,7 +44,6 @@ void shadow_view(struct shadow_view *view, const struct walk_context *c)
         view->slat_entry = narrow ? 4 : 8;
         view->slat_root = s->root & (pae ? BITS64(51, 5) : narrow ? BITS64(31, 12) : PTE_FRAME);
         view->slat_region_lg2 = narrow ? 22 : 21;
-        view->slat_width = narrow || pae ? 32 : s->host_mode == PAGING_5LEVEL ? 57 : 48;
         view->slat_reserved = leaf_reserved(view->slat_entry, pae, s->nx, c->maxphyaddr);
     }
     if (c->paging == PAGING_NONE)
@@ -82,8 +80,6 @@ static alwaysinline bool slat_use(struct shadow *s, const struct shadow_view *vi
                                   gpa_t gpa, u32 access, const struct walk *w, struct slat_result *out)
 {
     const struct slat *t = &ctx->slat;
-    if (unlikely(view->slat_width < 64 && gpa >> view->slat_width))
-        return false;
     struct node *n = node_find(s, gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0);
     if (unlikely(!n))
         return false;

@@ -40,7 +40,7 @@ struct shadow_view {
     u64 slat_reserved;
     u8 region_lg2, slat_region_lg2; /* what one last-level table maps */
     u8 entry, slat_entry;           /* bytes */
-    u8 levels, slat_width;          /* address bits that the SLAT translates; 64: all */
+    u8 levels;
 };
 void shadow_view(struct shadow_view *view, const struct walk_context *ctx);
 
@@ -73,7 +73,14 @@ static inline struct shadow_cover shadow_cover(unsigned offset, size_t len, unsi
                                  .partial = (offset | len) & (entry - 1)};
 }
 
-enum shadow_write { SHADOW_WRITE_NARROW /* 1, 2 */, SHADOW_WRITE_4, SHADOW_WRITE_8, SHADOW_WRITE_WIDE, SHADOW_WRITE_ODD, SHADOW_WRITES };
+enum shadow_write {
+    SHADOW_WRITE_NARROW, /* 1 or 2 bytes */
+    SHADOW_WRITE_4,
+    SHADOW_WRITE_8,
+    SHADOW_WRITE_WIDE, /* more */
+    SHADOW_WRITE_ODD,  /* misaligned, or no power of two */
+    SHADOW_WRITES,
+};
 struct shadow_stats {
     u64 fills;                 /* shadows made */
     u64 refused;               /* not made: a table outside RAM, or flooded lately */

@@ -47,6 +47,7 @@ struct table {
     bool tracked;    /* PAGE_TABLE is ours; not while it is left alone after a flood */
     u16 hash_next;
     u32 live;        /* dependencies */
+    u8 idle;         /* writes in a row that found no dependency */
     u16 writes;      /* in this window, and how many shadows they dropped */
     u16 drops;
     u32 window;      /* stamp of its begin */

@@ -3,8 +3,8 @@
  * tracked table, in a list per entry (the reverse map), so a write finds exactly the shadows that it
  * concerns.
  *
- * A page that is written again and again while its shadows are not used, or cost a shadow every other time, is
- * *flooded*: its shadows go, it is written freely again, and for a while no shadow may stand on it.
+ * A page that is written again and again while its shadows are not used is a table no more, most likely: they go, and it is
+ * written freely again. If the writes cost a shadow every other time it is *flooded*: for a while no shadow may stand on it.
  */
 #include "mmu/shadow_nodes.h"
 
@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #define WINDOW     64  /* writes after which a page is judged */
+#define IDLE       4   /* writes in a row while no shadow stands on it: freed, most likely, and used otherwise */
 #define FLOOD      32  /* shadows dropped among them that make a flood */
 #define LEFT_ALONE 512 /* stamps */
 
@@ -110,8 +111,6 @@ static u16 table_get(struct shadow *s, pa_t page, unsigned entry)
     t->used = s->stamp;
     if (!t->tracked) {
         t->tracked = true;
-        t->writes = t->drops = 0;
-        t->window = (u32)s->stamp;
         s->stats.tracked++;
         s->stats.tables++;
         physmap_set_page_flag(s->pm, page, PAGE_TABLE);
@@ -423,7 +422,7 @@ static void window_end(struct shadow *s, struct table *t)
         t->window = (u32)s->stamp;
         return;
     }
-    if (thrashed || t->live) {
+    if (thrashed) {
         s->stats.floods++;
         t->left_alone = s->stamp + LEFT_ALONE;
     }
@@ -444,13 +443,14 @@ static void page_written(struct shadow *s, pa_t pa, size_t len)
         if (t->page != page || !t->tracked)
             continue;
         struct shadow_cover c = shadow_cover(offset, len, t->entry);
+        t->idle = t->live ? 0 : (u8)(t->idle + 1);
         for (unsigned slot = c.first; slot <= c.last; slot++)
             if (t->head[slot])
                 dropped += slot_written(s, t, slot);
         if (unlikely(s->paranoid))
             table_verify(s, t);
         t->drops += (u16)(dropped > UINT16_MAX / WINDOW ? UINT16_MAX / WINDOW : dropped);
-        if (unlikely(++t->writes >= WINDOW))
+        if (unlikely(++t->writes >= WINDOW || t->idle >= IDLE))
             window_end(s, t);
     }
     s->stats.dropped += dropped;

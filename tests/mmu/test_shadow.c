@@ -490,6 +490,73 @@ static void large_page_splits(void **state)
     world_free(w);
 }
 
+/* A guest table that EPT lets be read only: an accessed flag that is due is a violation, and is not set. */
+static void table_not_writable(void **state)
+{
+    struct world *w = world_new(P_4, S_EPT4);
+    pa_t pte = tree_entry(w, &w->linear, w->la[0], 1), pa;
+    pa_t ept = tree_entry(w, &w->slat, pte ^ SWAP, 1);
+    anew(w);
+    warm(w);
+    put64(w->pm, ept, get64(w->pm, ept) & ~2ull);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(look(w->v, w->la[0], ACCESS_WRITE, &pa));
+    u64 value = get64(w->pm, pte);
+    put64(w->pm, pte, value & ~0x20ull);
+    assert_false(look(w->v, w->la[0], ACCESS_READ, &pa));
+    assert_int_equal(get64(w->pm, pte), value & ~0x20ull);
+    put64(w->pm, ept, get64(w->pm, ept) | 2);
+    assert_true(look(w->v, w->la[0], ACCESS_READ, &pa));
+    assert_int_equal(get64(w->pm, pte), value);
+    world_free(w);
+}
+
+/* A processor that may write a page when it becomes a table's may not any more. */
+static void grants_withdrawn(void **state)
+{
+    struct world *w = world_new(P_4, S_NONE);
+    struct vcpu *o = test_vcpu(w->pm, 0);
+    struct translation t;
+    struct walk walk;
+    pa_t page = tree_entry(w, &w->linear, w->la[0], 2) & PAGE_MASK, pa;
+    o->cr0 = CR0_PE;
+    o->efer = 0;
+    mmu_update(o);
+    anew(w);
+    assert_true(mmu_translate(o, page, ACCESS_WRITE, &t, &walk));
+    assert_int_equal(tlb_slot(o, page)->tag_write, page);
+    assert_true(look(w->v, w->la[0], ACCESS_READ, &pa));
+    assert_true(physmap_page_flags(w->pm, page) & PAGE_TABLE);
+    assert_int_equal(tlb_slot(o, page)->tag_write, TLB_NONE);
+    assert_int_equal(tlb_slot(o, page)->tag_read, page);
+    mmu_free(o->mmu);
+    free(o);
+    world_free(w);
+}
+
+/* PAE: the PDPTE registers are roots; loading others leads elsewhere, and back. */
+static void pdpte_registers(void **state)
+{
+    struct world *w = world_new(P_PAE, S_NONE);
+    gva_t la = 0xc0003000;
+    pa_t pa, was, pd = world_table(w), pt = world_table(w);
+    anew(w);
+    assert_true(look(w->v, la, ACCESS_READ, &was) && look(w->v, la, ACCESS_READ, &was));
+    u64 old = w->v->pdpte[3];
+    put64(w->pm, pt + 3 * 8, (DATA_AT + 0x7ff000) | 7);
+    put64(w->pm, pd, pt | 7);
+    for (unsigned i = 0; i < 4; i++) {
+        w->v->pdpte[3] = i & 1 ? old : pd | 1;
+        mmu_update(w->v);
+        assert_true(look(w->v, la, ACCESS_READ, &pa));
+        assert_int_equal(pa, i & 1 ? was : DATA_AT + 0x7ff000);
+    }
+    w->v->pdpte[3] = 0;
+    mmu_update(w->v);
+    assert_false(look(w->v, la, ACCESS_READ, &pa));
+    world_free(w);
+}
+
 static void floods(void **state)
 {
     struct world *w = world_new(P_4, S_NONE);
@@ -547,6 +614,50 @@ static void bounded(void **state)
     const struct shadow_stats *s = mmu_shadow_stats(v);
     assert_true(s->evicted > 1000 && s->live <= 8192 && s->tables < 4096);
     test_vcpu_free(v);
+}
+
+/* Processors that read the same tables by other rules do not share what depends on them. */
+static void roles(void **state)
+{
+    unsigned long differ = 0;
+    for (unsigned p = P_32; p < P_KINDS; p++)
+        for (unsigned s = 0; s < S_KINDS; s++) {
+            struct world *w = world_new((enum paging_kind)p, (enum slat_choice)s);
+            struct vcpu *v = w->v;
+            if (w->linear.entry == 8) /* an upper entry that is good only with EFER.NXE */
+                put64(w->pm, tree_entry(w, &w->linear, w->la[0], 2), get64(w->pm, tree_entry(w, &w->linear, w->la[0], 2)) | BIT64(63));
+            if (s >= S_NPT_PAE)
+                put64(w->pm, tree_entry(w, &w->slat, DATA_AT, 2), get64(w->pm, tree_entry(w, &w->slat, DATA_AT, 2)) | BIT64(63));
+            if (s >= S_EPT4 && s <= S_EPT5_AD) /* executable for user pages only, with mode-based control */
+                put64(w->pm, tree_entry(w, &w->slat, DATA_AT, 2), (get64(w->pm, tree_entry(w, &w->slat, DATA_AT, 2)) & ~4ull) | BIT64(10));
+            anew(w);
+            for (unsigned what = 0; what < 6; what++)
+                for (unsigned turn = 0; turn < 6; turn++) {
+                    if (what == 0)
+                        v->cr4 ^= CR4_PSE;
+                    else if (what == 1)
+                        v->efer ^= EFER_NXE;
+                    else if (what == 2)
+                        w->config.ad = !w->config.ad && w->config.kind == SLAT_EPT;
+                    else if (what == 3)
+                        w->config.mbec = !w->config.mbec && w->config.kind == SLAT_EPT;
+                    else if (what == 4)
+                        w->config.nx = !w->config.nx;
+                    else
+                        v->cr0 ^= CR0_WP;
+                    world_enter(w, v);
+                    for (unsigned i = 0; i < w->n; i++)
+                        for (unsigned a = ACCESS_READ; a <= ACCESS_EXEC; a <<= 1) {
+                            pa_t once, twice;
+                            look(v, w->la[i], a, &once);
+                            look(v, w->la[i], a, &twice);
+                            assert_int_equal(once, twice);
+                            differ += once == ~0ull;
+                        }
+                }
+            world_free(w);
+        }
+    assert_true(differ > 100);
 }
 
 /* ---- random mutation ---- */
@@ -704,8 +815,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(accessed_and_dirty),
         cmocka_unit_test(own_writes),
         cmocka_unit_test(large_page_splits),
+        cmocka_unit_test(table_not_writable),
+        cmocka_unit_test(grants_withdrawn),
+        cmocka_unit_test(pdpte_registers),
         cmocka_unit_test(floods),
         cmocka_unit_test(bounded),
+        cmocka_unit_test(roles),
         cmocka_unit_test(random_mutation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
