@@ -4,6 +4,7 @@
  * clock_run(), which the run loop calls on the machine's thread between slices.
  */
 #pragma once
+#include "base/lock.h"
 #include "base/types.h"
 
 #define NSEC_PER_SEC 1000000000ull
@@ -34,6 +35,9 @@ struct clock {
     void *live_of;
     u64 live_base;     /* its count when clock_follow() was called */
     struct timer *armed;
+    struct lock *lock; /* NULL, or what arming and cancelling take, and the caller of clock_run() holds */
+    void (*sooner)(void *opaque); /* NULL, or called when the next deadline has come closer */
+    void *sooner_opaque;
 };
 
 void clock_init(struct clock *c, enum clock_kind kind);

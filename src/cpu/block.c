@@ -1,5 +1,6 @@
 /* The cache of decoded blocks: see block.h. */
 #include "cpu/block.h"
+#include "cpu/cet.h"
 #include "cpu/cpu.h"
 #include "cpu/models.h"
 #include "base/log.h"
@@ -168,8 +169,10 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     struct code_page *page = page_get(ip, host);
     const struct region *region = physmap_find(v->pm, f->pa);
     /* Tracked before it is read: a write by somebody else from now on is noticed. */
-    if (!page->blocks && region && region->kind == REGION_RAM)
+    if (!page->blocks && region && region->kind == REGION_RAM) {
+        physmap_note_user(v->pm, f->pa, PAGE_HOLDERS, v->index);
         physmap_set_page_flag(v->pm, f->pa & PAGE_MASK, PAGE_CODE);
+    }
 
     struct decode_ctx ctx;
     decode_context(v, &ctx);
@@ -186,6 +189,10 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
         at += i->len;
         n++;
         const struct insn_row *row = insn_row(i);
+        if (unlikely(mode >> BLOCK_CET_SHIFT) && cet_bind(i, mode >> BLOCK_CET_SHIFT, ctx.mode)) {
+            near = false;
+            break;
+        }
         if (row->checks & CHK_END) {
             near = near_branch(i, row);
             break;
@@ -336,9 +343,14 @@ struct block *block_single(struct vcpu *v)
         status = insn_decode(&ctx, bytes, have, &i);
     }
     /* Longer than 15 bytes, or past the CS limit. */
-    if (status != DECODE_OK)
+    if (status != DECODE_OK) {
+        if (unlikely(v->cet & CET_WAIT))
+            cet_missing_endbranch(v, &i);
         cpu_gp0(v);
+    }
     insn_bind(&i);
+    if (unlikely(v->cet))
+        cet_bind(&i, v->cet, ctx.mode);
     if (!c->block) {
         c->block = calloc(1, sizeof(struct block) + sizeof(struct insn));
         if (!c->block)

@@ -74,11 +74,13 @@ struct interp {
     void (*blocks_flushed)(struct vcpu *v);
 };
 
+#define BLOCK_CET_SHIFT 5 /* enum cet_state: near branches are others, and the tracker may want an ENDBRANCH */
+
 /* Everything besides the bytes that decoding and the right to execute depend on; never 0. */
 static inline u32 block_mode(const struct vcpu *v)
 {
     bool real_or_v86 = v->mode == MODE_REAL || v->mode == MODE_V86;
-    return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)(v->cpl == 3) << 4;
+    return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)(v->cpl == 3) << 4 | (u32)v->cet << BLOCK_CET_SHIFT;
 }
 struct interp *interp_new(void);
 void interp_free(struct interp *ip);

@@ -25,6 +25,8 @@ struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err);
 void vcpu_free(struct vcpu *v);
 void vcpu_attach_intc(struct vcpu *v, const struct intc_ops *ops, void *intc); /* also reads apic_page */
 void cpu_reset(struct vcpu *v);             /* power-on or RESET: SDM table "processor state following..." */
+/* Whether the store that MWAIT waits for has come, or the wait has been long enough: then it is over. */
+bool cpu_mwait_over(struct vcpu *v);
 void cpu_init_signal(struct vcpu *v);       /* INIT */
 void cpu_firmware_defaults(struct vcpu *v); /* what PC firmware has set before it boots a system: FEATURE_CONTROL, MTRRs */
 extern const struct cpu_pins vcpu_pins;     /* opaque is the struct vcpu */

@@ -5,6 +5,7 @@
  * register before the last check of a path; bytes below the old stack pointer may be.
  */
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/system.h"
 
 static u64 trunc_ip(u64 ip, unsigned size) { return ip & size_bits(size); }
@@ -111,6 +112,10 @@ void cpu_far_jump(struct vcpu *v, u16 sel, u64 offset, const struct insn *i)
         check_direct_code(v, sel, cs);
     }
     check_target(v, cs, offset, 0);
+    if (cet_on(v)) {
+        desc_set_accessed(v, sel, cs);
+        cet_jump(v, cpu_lma(v) && desc_l(cs));
+    }
     load_cs(v, sel, cs, v->cpl);
     v->next_rip = offset;
     cs_ss_changed(v, v->cpl);
@@ -144,6 +149,11 @@ static void call_inner(struct vcpu *v, u64 gate, u16 cs_sel, u64 cs, u64 offset,
     frame_write(v, &f, values, n, size);
     if (size != 8)
         desc_set_accessed(v, ss_sel, ss);
+    if (cet_on(v)) {
+        desc_set_accessed(v, cs_sel, cs);
+        cet_enter(v, &(struct cet_entry){.cpl = (u8)cpl, .wide = size == 8, .push = v->cpl != 3, .switched = true,
+                                         .ssp = v->pl_ssp[cpl]}, v->next_rip);
+    }
     load_cs(v, cs_sel, cs, cpl);
     if (size == 8)
         v->seg[SEG_SS] = (struct segment){.sel = ss_sel, .ar = AR_UNUSABLE | AR_DB | AR_SET_DPL(cpl)};
@@ -162,6 +172,10 @@ static void call_same(struct vcpu *v, u16 sel, u64 cs, u64 offset, unsigned size
     frame_current(v, &f, 0);
     check_target(v, cs, offset, 0);
     frame_write(v, &f, values, 2, size);
+    if (cet_on(v)) {
+        desc_set_accessed(v, sel, cs);
+        cet_enter(v, &(struct cet_entry){.cpl = v->cpl, .wide = cpu_lma(v) && desc_l(cs), .push = true}, v->next_rip);
+    }
     load_cs(v, sel, cs, v->cpl);
     frame_commit_sp(v, &f);
     v->next_rip = offset;
@@ -269,6 +283,15 @@ static void commit_outer(struct vcpu *v, u16 cs_sel, u64 cs, u16 ss_sel, u64 ss,
     cs_ss_changed(v, cpl);
 }
 
+/* The shadow stack's part of a return, behind every other check. */
+static void return_shadow(struct vcpu *v, u16 sel, u64 cs, u64 rip, bool iret)
+{
+    if (cet_on(v)) {
+        desc_set_accessed(v, sel, cs);
+        cet_return(v, sel, cs, rip, iret);
+    }
+}
+
 static void return_real(struct vcpu *v, unsigned pop_bytes, unsigned size)
 {
     u64 rsp = v->gpr[RSP];
@@ -294,6 +317,7 @@ void cpu_far_return(struct vcpu *v, unsigned pop_bytes, const struct insn *i)
     u64 cs = return_code(v, cs_sel);
     if (rpl_of(cs_sel) == v->cpl) {
         check_target(v, cs, rip, 0);
+        return_shadow(v, cs_sel, cs, rip, false);
         unsigned width = v->stack_size;
         load_cs(v, cs_sel, cs, v->cpl);
         gpr_set(v, RSP, rsp + pop_bytes, width);
@@ -308,6 +332,7 @@ void cpu_far_return(struct vcpu *v, unsigned pop_bytes, const struct insn *i)
     u16 ss_sel = (u16)stack_peek(v, &rsp, size);
     u64 ss = return_stack(v, ss_sel, cs_sel, cs);
     check_target(v, cs, rip, 0);
+    return_shadow(v, cs_sel, cs, rip, false);
     v->next_rip = rip;
     commit_outer(v, cs_sel, cs, ss_sel, ss, new_rsp + pop_bytes);
 }
@@ -374,6 +399,8 @@ static void iret_to_v86(struct vcpu *v, u64 rsp, u64 eip, u16 cs, u64 flags)
     sel[SEG_CS] = cs;
     if ((eip & 0xffffffff) > 0xffff)
         cpu_gp0(v);
+    if (cet_on(v))
+        cet_iret_to_v86(v);
     for (unsigned s = SEG_ES; s <= SEG_GS; s++)
         segment_set_v86(v, s, sel[s]);
     v->gpr[RSP] = esp & 0xffffffff;
@@ -429,9 +456,11 @@ void cpu_iret(struct vcpu *v, const struct insn *i)
         u16 ss_sel = (u16)stack_peek(v, &rsp, size);
         u64 ss = return_stack(v, ss_sel, cs_sel, cs);
         check_target(v, cs, rip, 0);
+        return_shadow(v, cs_sel, cs, rip, true);
         commit_outer(v, cs_sel, cs, ss_sel, ss, new_rsp);
     } else {
         check_target(v, cs, rip, 0);
+        return_shadow(v, cs_sel, cs, rip, true);
         unsigned width = v->stack_size;
         load_cs(v, cs_sel, cs, v->cpl);
         gpr_set(v, RSP, rsp, width);

@@ -4,6 +4,7 @@
  * differ the processor model decides: Intel knows SYSCALL and SYSRET in 64-bit mode only, AMD knows
  * SYSENTER and SYSEXIT outside long mode only.
  */
+#include "cpu/cet.h"
 #include "cpu/system.h"
 
 /* A flat segment; CS and SS only. */
@@ -46,6 +47,8 @@ void insn_syscall(struct vcpu *v, const struct insn *i)
         set_flat(v, SEG_SS, sel + 8, AR_FLAT_DATA, 0);
         cpu_put_rflags(v, cpu_rflags(v) & ~(FL_VM | FL_IF | FL_RF));
     }
+    if (cet_on(v))
+        cet_fast_entry(v);
     cs_ss_changed(v, 0);
     step_by_new_tf(v);
     cpu_flags_changed(v);
@@ -71,6 +74,8 @@ void insn_sysret(struct vcpu *v, const struct insn *i)
     }
     set_flat(v, SEG_CS, (to64 ? sel + 16 : sel) | 3, to64 ? AR_FLAT_CODE64 : AR_FLAT_CODE32, 3);
     set_flat(v, SEG_SS, (sel + 8) | 3, AR_FLAT_DATA, 3);
+    if (cet_on(v))
+        cet_fast_exit(v);
     cs_ss_changed(v, 3);
     step_by_new_tf(v);
     cpu_flags_changed(v);
@@ -90,6 +95,8 @@ void insn_sysenter(struct vcpu *v, const struct insn *i)
     v->next_rip = lma ? v->sysenter_eip : (u32)v->sysenter_eip;
     set_flat(v, SEG_CS, sel, lma ? AR_FLAT_CODE64 : AR_FLAT_CODE32, 0);
     set_flat(v, SEG_SS, sel + 8, AR_FLAT_DATA, 0);
+    if (cet_on(v))
+        cet_fast_entry(v);
     cs_ss_changed(v, 0);
     cpu_flags_changed(v);
 }
@@ -113,6 +120,8 @@ void insn_sysexit(struct vcpu *v, const struct insn *i)
     v->gpr[RSP] = rsp;
     set_flat(v, SEG_CS, (sel + (to64 ? 32 : 16)) | 3, to64 ? AR_FLAT_CODE64 : AR_FLAT_CODE32, 3);
     set_flat(v, SEG_SS, (sel + (to64 ? 40 : 24)) | 3, AR_FLAT_DATA, 3);
+    if (cet_on(v))
+        cet_fast_exit(v);
     cs_ss_changed(v, 3);
 }
 

@@ -18,10 +18,37 @@ static void __attribute__((noreturn)) raise_segment(struct vcpu *v, unsigned seg
 
 /* ---- the checks before translation ---- */
 
-static void check_linear(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
+/*
+ * SDM vol. 1 "Linear-Address Pre-Processing": the bits of a 64-bit data address that linear-address masking
+ * replaces by bit 63. CR3 says so for user pointers (bit 63 clear), CR4 for supervisor pointers.
+ */
+static gva_t lam_masked(const struct vcpu *v, gva_t la)
 {
-    if (cpu_long64(v) && unlikely(!cpu_canonical(v, la) || !cpu_canonical(v, la + size - 1)))
+    const u64 lam48 = BITS64(62, 48), lam57 = BITS64(62, 57);
+    if (la >> 63)
+        return !(v->cr4 & CR4_LAM_SUP) ? la : la | (v->cr4 & CR4_LA57 ? lam57 : lam48);
+    return v->cr3 & CR3_LAM_U57 ? la & ~lam57 : v->cr3 & CR3_LAM_U48 ? la & ~lam48 : la;
+}
+
+/* LAM48 under 5-level paging: bit 47 must agree with bit 63 too. */
+static bool lam48_bad(const struct vcpu *v, gva_t la)
+{
+    return (v->cr3 & (CR3_LAM_U57 | CR3_LAM_U48)) == CR3_LAM_U48 && !(la >> 63) && (la >> 47 & 1);
+}
+
+/* The linear address that is translated: masked, and canonical. Comes here only when no TLB entry has the address. */
+static gva_t pointer(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
+{
+    if (!cpu_long64(v))
+        return la;
+    if (unlikely((v->cr4 & CR4_LAM_SUP) || v->cr3 >> 61)) {
+        la = lam_masked(v, la);
+        if (lam48_bad(v, la))
+            raise_segment(v, seg);
+    }
+    if (unlikely(!cpu_canonical(v, la) || !cpu_canonical(v, la + size - 1)))
         raise_segment(v, seg);
+    return la;
 }
 
 /* SDM vol. 3 "Alignment Check Exception (#AC)": only CPL 3, by the operand's natural alignment. */
@@ -50,16 +77,42 @@ static void watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
     }
 }
 
+/* Whether any byte of the access lies in the physical range; *pa becomes the first such. */
+static bool physical_in(struct vcpu *v, gva_t la, unsigned size, const struct debug_watch *w, u64 *pa)
+{
+    for (unsigned n = 0; n < size; n++) {
+        struct translation t;
+        struct walk walk;
+        if (!mmu_translate(v, (la + n) & v->linear_mask, ACCESS_READ | ACCESS_NO_AD, &t, &walk))
+            return false;
+        for (; n < size; n++, t.pa++) { /* to the end of the page */
+            if (t.pa - w->at < w->len) {
+                *pa = t.pa;
+                return true;
+            }
+            if (!((t.pa + 1) & ~PAGE_MASK))
+                break;
+        }
+    }
+    return false;
+}
+
 /* A debugger's watched ranges: noted, for it to see before the next instruction. */
 static void debug_watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
 {
     struct vcpu_debug *d = v->debug;
     for (unsigned n = 0; n < d->nwatch; n++) {
         const struct debug_watch *w = &d->watch[n];
-        if (w->kind & (write ? WATCH_WRITE : WATCH_READ) && (la - w->la < w->len || w->la - la < size)) {
+        u64 at = la;
+        if (!(w->kind & (write ? WATCH_WRITE : WATCH_READ)))
+            continue;
+        if (w->physical && !physical_in(v, la, size, w, &at))
+            continue;
+        if (w->physical || at - w->at < w->len || w->at - at < size) {
             d->hit = true;
             d->hit_watch = *w;
-            d->hit_la = la - w->la < w->len ? la : w->la;
+            d->hit_la = w->physical || at - w->at < w->len ? la : w->at;
+            d->hit_pa = at;
             return;
         }
     }
@@ -281,7 +334,7 @@ static void store_value(struct vcpu *v, gva_t la, u64 value, unsigned size, u32 
 
 u64 mem_load_slow(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
 {
-    check_linear(v, seg, la, size);
+    la = pointer(v, seg, la, size);
     check_alignment(v, la, size);
     u64 value = load_value(v, la, size, ACCESS_READ | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, false);
@@ -290,7 +343,7 @@ u64 mem_load_slow(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
 
 void mem_store_slow(struct vcpu *v, unsigned seg, gva_t la, u64 value, unsigned size)
 {
-    check_linear(v, seg, la, size);
+    la = pointer(v, seg, la, size);
     check_alignment(v, la, size);
     store_value(v, la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, true);
@@ -308,7 +361,7 @@ void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigne
         memcpy(buf, (const void *)(uintptr_t)(la + e->addend), size);
         return;
     }
-    check_linear(v, seg, la, size);
+    la = pointer(v, seg, la, size);
     check_alignment(v, la, size);
     pieces_read(v, la, buf, size, ACCESS_READ | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, false);
@@ -324,7 +377,7 @@ void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, 
         memcpy((void *)(uintptr_t)(la + e->addend), buf, size);
         return;
     }
-    check_linear(v, seg, la, size);
+    la = pointer(v, seg, la, size);
     check_alignment(v, la, size);
     pieces_write(v, la, buf, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, true);
@@ -339,7 +392,7 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
     if (likely(e->tag_write == ((la + (size - 1)) & PAGE_MASK)))
         return;
     struct piece p[MAX_PIECES];
-    check_linear(v, seg, la, size);
+    la = pointer(v, seg, la, size);
     check_alignment(v, la, size);
     translate_pieces(v, la, size, ACCESS_WRITE | ACCESS_NO_AD | mmu_access_mode(v), v->linear_mask, p);
 }
@@ -349,14 +402,16 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
 u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
 {
     u32 access = ACCESS_READ | ACCESS_WRITE | mmu_access_mode(v);
-    m->host = NULL;
-    check_linear(v, m->seg, m->la, size);
+    m->host = m->tracked = NULL;
+    m->la = pointer(v, m->seg, m->la, size);
     check_alignment(v, m->la, size);
     if (likely(one_page(m->la, size))) {
         struct translation t;
         translate(v, m->la, access, &t);
         if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff) && !v->debug))
             m->host = t.host;
+        m->tracked = t.host;
+        m->pa = t.pa;
         /* The read half of a device access must not look like a write to it. */
         return value_read(v, m->la, &t, size, access & ~ACCESS_WRITE);
     }
@@ -373,6 +428,37 @@ void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size)
 {
     store_value(v, m->la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, m->la, size, true);
+}
+
+void rmw_told_slow(struct vcpu *v, const struct rmw *m, unsigned size)
+{
+    physmap_written(v->pm, m->pa, size);
+    watch(v, m->la, size, true);
+}
+
+/* An exception in between ends it too (cpu_handle_unwind). */
+void mem_alone(struct vcpu *v)
+{
+    if (!v->alone && physmap_shared(v->pm)) {
+        physmap_stop_others(v->pm);
+        v->alone = true;
+    }
+}
+
+void mem_together(struct vcpu *v)
+{
+    if (unlikely(v->alone)) {
+        v->alone = false;
+        physmap_let_others(v->pm);
+    }
+}
+
+u64 rmw_alone(struct vcpu *v, struct rmw *m, u64 read, unsigned size)
+{
+    if (!physmap_shared(v->pm))
+        return read;
+    mem_alone(v);
+    return rmw_begin_slow(v, m, size);
 }
 
 /* ---- system structures ---- */
@@ -396,7 +482,10 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size)
         return value;
     }
     sys_check(v, la, size);
-    return load_value(v, la, size, ACCESS_READ, mask);
+    value = load_value(v, la, size, ACCESS_READ, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, false);
+    return value;
 }
 
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
@@ -411,6 +500,8 @@ void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
     }
     sys_check(v, la, size);
     store_value(v, la, value, size, ACCESS_WRITE, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, true);
 }
 
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size)
@@ -419,6 +510,54 @@ void sys_probe_write(struct vcpu *v, gva_t la, unsigned size)
     u64 mask = sys_mask(v);
     sys_check(v, la & mask, size);
     translate_pieces(v, la & mask, size, ACCESS_WRITE | ACCESS_NO_AD, mask, p);
+}
+
+/* ---- shadow stacks ---- */
+
+static u32 shadow_access(bool user) { return ACCESS_SHADOW_STACK | (user ? ACCESS_USER : 0); }
+
+u64 mem_shadow_read(struct vcpu *v, gva_t la, unsigned size, bool user)
+{
+    la &= sys_mask(v);
+    sys_check(v, la, size);
+    u64 value = load_value(v, la, size, ACCESS_READ | shadow_access(user), sys_mask(v));
+    watch(v, la, size, false);
+    return value;
+}
+
+void mem_shadow_write(struct vcpu *v, gva_t la, u64 value, unsigned size, bool user)
+{
+    la &= sys_mask(v);
+    sys_check(v, la, size);
+    store_value(v, la, value, size, ACCESS_WRITE | shadow_access(user), sys_mask(v));
+    watch(v, la, size, true);
+}
+
+bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool user)
+{
+    u32 access = ACCESS_READ | ACCESS_WRITE | shadow_access(user);
+    struct translation t;
+    la &= sys_mask(v);
+    sys_check(v, la, 8);
+    if (!one_page(la, 8)) { /* only a token that is not aligned, which is no token */
+        struct piece p[MAX_PIECES];
+        translate_pieces(v, la, 8, access, sys_mask(v), p);
+        return false;
+    }
+    translate(v, la, access, &t);
+    bool same;
+    if (likely(t.host && !((uintptr_t)t.host & 7))) {
+        u64 old = expected;
+        same = __atomic_compare_exchange_n((u64 *)(void *)t.host, &old, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        if (same && t.page_flags)
+            physmap_written(v->pm, t.pa, 8);
+    } else {
+        same = value_read(v, la, &t, 8, access & ~ACCESS_WRITE) == expected;
+        if (same)
+            value_write(v, la, &t, value, 8, access);
+    }
+    watch(v, la, 8, true);
+    return same;
 }
 
 /* ---- instruction fetch ---- */

@@ -63,14 +63,35 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
 
 /*
  * Read-modify-write: begin checks that the place is writable (a write fault comes before anything)
- * and reads; end writes. With LOCK or on other vCPUs' threads use the host pointer atomically when
- * it is not NULL (aligned RAM); NULL: the slow path does it.
+ * and reads; end writes.
  */
 struct rmw {
-    void *host;
+    void *host;    /* the place, when nobody needs to hear of the write */
+    void *tracked; /* otherwise, when it is RAM within one page */
     gva_t la;
+    pa_t pa;       /* of .tracked */
     u8 seg;
 };
+/*
+ * With LOCK the host's own atomic instruction works on rmw_place(), and rmw_told() follows. Where that is
+ * NULL (devices, operands that cross a cache line, which some hosts refuse to lock), rmw_alone() stops
+ * the processors on other threads and returns what is there now, and rmw_end() and rmw_together() follow.
+ */
+static alwaysinline void *rmw_place(const struct rmw *m, unsigned size)
+{
+    void *p = m->host ? m->host : m->tracked;
+    return p && ((uintptr_t)p & 63) + size <= 64 ? p : NULL;
+}
+void rmw_told_slow(struct vcpu *v, const struct rmw *m, unsigned size);
+static alwaysinline void rmw_told(struct vcpu *v, const struct rmw *m, unsigned size)
+{
+    if (unlikely(!m->host))
+        rmw_told_slow(v, m, size);
+}
+u64 rmw_alone(struct vcpu *v, struct rmw *m, u64 read, unsigned size);
+/* For operands that no struct rmw describes. */
+void mem_alone(struct vcpu *v);
+void mem_together(struct vcpu *v);
 u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size);
 void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size);
 
@@ -108,6 +129,15 @@ RMW_ACCESSORS(64)
 u64 sys_read(struct vcpu *v, gva_t la, unsigned size);  /* 1..8 bytes, may cross pages */
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size);
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size);
+
+/*
+ * ---- shadow stacks: 4 or 8 bytes at a linear address, as the user or as the system; #GP(0) unless canonical ----
+ * No TLB serves them: their pages are writable to nothing else.
+ */
+u64 mem_shadow_read(struct vcpu *v, gva_t la, unsigned size, bool user);
+void mem_shadow_write(struct vcpu *v, gva_t la, u64 value, unsigned size, bool user);
+/* Locked: stores @value if the 8 bytes there are @expected; false if not. A write access either way. */
+bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool user);
 
 /* ---- instruction fetch ---- */
 /*

@@ -4,6 +4,7 @@
  * "Operations that Invalidate TLBs and Paging-Structure Caches"; AMD APM 24593.
  */
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/models.h"
 #include "cpu/system.h"
 
@@ -59,6 +60,8 @@ static void set_mode(struct vcpu *v)
     v->linear_mask = mode == MODE_LONG64 ? ~0ull : 0xffffffffull;
     if (v->mode != old_mode || v->code_mode != old_code)
         cpu_attention(v, ATT_BLOCK);
+    if (unlikely(v->cet || (v->cr4 & CR4_CET)))
+        cet_changed(v);
 }
 
 void cpu_segments_changed(struct vcpu *v)
@@ -101,6 +104,8 @@ void cpu_set_cpl(struct vcpu *v, unsigned cpl)
 {
     v->cpl = (u8)cpl;
     mmu_update_privilege(v);
+    if (unlikely(v->cr4 & CR4_CET))
+        cet_changed(v);
 }
 
 void cpu_simd_changed(struct vcpu *v)
@@ -222,12 +227,18 @@ static bool pae_paging(u64 cr0, u64 cr4, u64 efer)
     return (cr0 & CR0_PG) && (cr4 & CR4_PAE) && !(efer & EFER_LMA);
 }
 
-/* SDM vol. 3 "Restrictions on VMX Operation": bits fixed by IA32_VMX_CR0_FIXED0. */
-static u64 cr0_must_be_one(const struct vcpu *v)
+/* SDM vol. 3 "Restrictions on VMX Operation": bits fixed by IA32_VMX_CR0_FIXED0 and FIXED1. */
+static bool cr0_fixed_wrong(const struct vcpu *v, u64 value)
 {
     if (!v->in_vmx_operation)
-        return 0;
-    return v->guest_mode ? CR0_NE | v->guest_cr0_fixed : CR0_NE | CR0_PE | CR0_PG;
+        return false;
+    u64 must = v->guest_mode ? (v->vmx_cr0_fixed0 & ~(CR0_PE | CR0_PG)) | v->guest_cr0_fixed : v->vmx_cr0_fixed0;
+    return (value & must) != must || value & ~v->vmx_cr0_fixed1;
+}
+
+static bool cr4_fixed_wrong(const struct vcpu *v, u64 value)
+{
+    return v->in_vmx_operation && ((value & v->vmx_cr4_fixed0) != v->vmx_cr4_fixed0 || value & ~v->vmx_cr4_fixed1);
 }
 
 void cpu_write_cr0(struct vcpu *v, u64 value)
@@ -241,8 +252,7 @@ void cpu_write_cr0(struct vcpu *v, u64 value)
         cpu_gp0(v);
     if (!(value & CR0_WP) && (v->cr4 & CR4_CET))
         cpu_gp0(v);
-    u64 fixed = cr0_must_be_one(v);
-    if ((value & fixed) != fixed)
+    if (cr0_fixed_wrong(v, value))
         cpu_gp0(v);
 
     u64 efer = v->efer;
@@ -292,7 +302,7 @@ void cpu_write_cr3(struct vcpu *v, u64 value)
     if (v->efer & EFER_LMA) {
         u64 reserved = v->maxphyaddr < 64 ? ~0ull << v->maxphyaddr : 0;
         if (cpu_has(v, FEAT_LAM))
-            reserved &= ~(BIT64(61) | BIT64(62));
+            reserved &= ~(CR3_LAM_U57 | CR3_LAM_U48);
         if (value & reserved)
             cpu_gp0(v);
     } else if (pae_paging(v->cr0, v->cr4, v->efer)) {
@@ -321,7 +331,7 @@ void cpu_write_cr4(struct vcpu *v, u64 value)
         cpu_gp0(v);
     if ((value & CR4_CET) && !(v->cr0 & CR0_WP))
         cpu_gp0(v);
-    if (v->in_vmx_operation && !(value & CR4_VMXE))
+    if (cr4_fixed_wrong(v, value))
         cpu_gp0(v);
     u64 pdpte[4];
     bool load = pae_paging(v->cr0, value, v->efer) && (changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP));
@@ -339,6 +349,8 @@ void cpu_write_cr4(struct vcpu *v, u64 value)
     }
     if (changed & CR4_DE)
         mmu_watch_changed(v);
+    if (changed & CR4_CET)
+        cet_changed(v);
     cpu_simd_changed(v);
     cpu_rearm(v);
 }

@@ -5,6 +5,7 @@
  * point of no return everything is checked and read; faults after it belong to the new task.
  */
 #include "base/log.h"
+#include "cpu/cet.h"
 #include "cpu/system.h"
 
 /* Where a TSS keeps what; the general registers lie in encoding order from @gpr on. */
@@ -19,6 +20,7 @@ static const struct tss_layout tss16 = {2, 0x2b, 0x0e, 0x10, 0x12, 0x22, 0x2a, 4
 static const struct tss_layout tss32 = {4, 0x67, 0x20, 0x24, 0x28, 0x48, 0x60, 6, 4};
 #define TSS_CR3 0x1c  /* 32-bit only, like the next */
 #define TSS_TRAP 0x64
+#define TSS_SSP 0x68 /* with CR4.CET = 1 only, and then the limit must reach it */
 #define TSS_SEGMENT_WORDS 2
 
 static const struct tss_layout *layout_of(unsigned type) { return type & 8 ? &tss32 : &tss16; }
@@ -26,6 +28,7 @@ static const struct tss_layout *layout_of(unsigned type) { return type & 8 ? &ts
 struct task_state {
     u64 cr3, eip, eflags, gpr[8];
     u16 sel[6], ldt;
+    u32 ssp;
     bool trap;
 };
 
@@ -171,6 +174,10 @@ void cpu_task_switch(struct vcpu *v, u16 sel, enum task_switch_source source, bo
     const struct tss_layout *l = layout_of(desc_type(desc)), *old = layout_of(v->seg[SEG_TR].ar & AR_TYPE);
     struct segment tr;
     segment_unpack(&tr, sel, desc | (u64)TYPE_BUSY << 40);
+    bool cet = cet_on(v);
+    /* SDM vol. 3 "Task-State Segment (TSS)": a 16-bit TSS has no place for SSP. */
+    if (cet && (l == &tss16 || tr.limit < TSS_SSP + 3))
+        fault_sel(v, VEC_TS, sel);
     if (tr.limit < l->min_limit || v->seg[SEG_TR].limit < old->min_limit)
         fault_sel(v, VEC_TS, tr.limit < l->min_limit ? sel : v->seg[SEG_TR].sel);
 
@@ -183,6 +190,14 @@ void cpu_task_switch(struct vcpu *v, u16 sel, enum task_switch_source source, bo
     sys_probe_write(v, v->gdtr.base + (sel & ~7u) + 5, 1);
     sys_probe_write(v, v->gdtr.base + (old_sel & ~7u) + 5, 1);
 
+    struct cet_task shadow = {0};
+    if (cet) {
+        if (source != TASK_IRET)
+            t.ssp = (u32)sys_read(v, tr.base + TSS_SSP, 4);
+        unsigned new_cpl = t.eflags & FL_VM ? 3 : rpl_of(t.sel[SEG_CS]);
+        cet_task_leave(v, &shadow, new_cpl, source == TASK_CALL || source == TASK_GATE, source == TASK_IRET);
+    }
+
     log_at(exception, "cpu%u: task switch %04x -> %04x (source %u)", v->index, old_sel, sel, source);
     u64 flags = cpu_rflags(v);
     if (source == TASK_IRET)
@@ -191,8 +206,11 @@ void cpu_task_switch(struct vcpu *v, u16 sel, enum task_switch_source source, bo
         set_busy(v, old_sel, false);
     save_old(v, old, flags);
     /* The new TSS may be the old one: what was just saved is what it holds now. */
-    if (tr.base == v->seg[SEG_TR].base)
+    if (tr.base == v->seg[SEG_TR].base) {
+        u32 ssp = t.ssp;
         read_new(v, l, tr.base, &t);
+        t.ssp = ssp;
+    }
     u64 eflags = t.eflags;
     if (source == TASK_CALL || source == TASK_GATE) {
         sys_write(v, tr.base, old_sel, 2);
@@ -218,6 +236,8 @@ void cpu_task_switch(struct vcpu *v, u16 sel, enum task_switch_source source, bo
         load_task_data(v, SEG_GS, t.sel[SEG_GS], cpl);
         cpu_segments_changed(v);
     }
+    if (cet)
+        cet_task_enter(v, &shadow, t.ssp, source == TASK_IRET);
     if (t.trap)
         v->pending_dbg |= DR6_BT;
     if (has_error) {

@@ -9,6 +9,7 @@
 #include "cpu/xstate.h"
 #include "cpu/bodies_simd.h"
 #include "cpu/borrow.h"
+#include "cpu/cet.h"
 
 #define LEGACY_SIZE 512u
 #define HEADER 512u       /* XSTATE_BV, XCOMP_BV, 48 reserved bytes */
@@ -307,6 +308,7 @@ static void get_component(struct vcpu *v, unsigned number, const u8 *p)
     case XSTATE_CET_U:
         v->u_cet = p ? load64(p) : 0;
         v->pl_ssp[3] = p ? load64(p + 8) : 0;
+        cet_changed(v);
         break;
     case XSTATE_CET_S:
         for (unsigned n = 0; n < 3; n++)
@@ -318,11 +320,9 @@ static void get_component(struct vcpu *v, unsigned number, const u8 *p)
 /* What WRMSR would refuse to load into these components' MSRs (SDM vol. 1, 13.12 "Operation of XRSTORS"). */
 static bool component_valid(struct vcpu *v, unsigned number, const u8 *p)
 {
-    const u64 cet_reserved = BITS64(9, 6);
     if (number == XSTATE_CET_U) {
-        u64 cet = load64(p), ssp = load64(p + 8);
-        return !(cet & cet_reserved) && (cet & 0xc00) != 0xc00 && cpu_canonical_any(v, cet & ~0xfffull) && !(ssp & 3) &&
-               cpu_canonical_any(v, ssp);
+        u64 ssp = load64(p + 8);
+        return cet_control_valid(v, load64(p)) && !(ssp & 3) && cpu_canonical_any(v, ssp);
     }
     if (number == XSTATE_CET_S)
         for (unsigned n = 0; n < 3; n++)

@@ -118,7 +118,7 @@ static bool cmpxchg_possible(bool wide, const struct insn *i)
 enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
-    if (row->jit == JIT_CALL || row->intercept || row->vex == 2)
+    if (row->jit == JIT_CALL || row->intercept || row->vex == 2 || (i->flags & INSN_OWN_FN))
         return K_CALL;
     /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
     if (!j->host_has[row->feature] || !j->host_has[row->feature2])

@@ -58,7 +58,8 @@ static int check(const struct boot *b, struct error *err)
         return error_set(err, "kernel %s: boot protocol %u.%02u, expected 2.10 or later", path, version >> 8, version & 255);
     if (!(k[HDR_LOADFLAGS] & 1))
         return error_set(err, "kernel %s: a zImage (not loaded high), expected a bzImage", path);
-    size_t need = setup_size(k) + (size_t)load32(k + HDR_SYSSIZE) * 16;
+    /* The size is rounded up to paragraphs of 16 bytes; the file need not be. */
+    size_t syssize = load32(k + HDR_SYSSIZE), need = setup_size(k) + (syssize ? syssize * 16 - 15 : 0);
     if (b->kernel.size < need)
         return error_set(err, "kernel %s: truncated: its header speaks of %zu bytes, the file has %zu", path, need,
                          b->kernel.size);

@@ -43,6 +43,7 @@ struct slat {
 struct walk_context {
     u8 paging; /* enum paging_mode */
     bool wp, nx, smep, smap, pke, pks, cet, pse, pse36;
+    bool lam48;  /* LAM48 under 5-level paging: bits 56:48 of a user pointer are no address, but of a fetch they are */
     bool amd;    /* AMD's reserved bits: bit 8 of PML4 and PML5 entries too */
     u8 maxphyaddr;
     bool pdpe1gb;

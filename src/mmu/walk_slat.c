@@ -4,9 +4,6 @@
  */
 #include "mmu/walk_tables.h"
 
-#define EPT_PAGE        BIT64(7)
-#define EPT_A           BIT64(8)
-#define EPT_D           BIT64(9)
 #define EPT_SUPPRESS_VE BIT64(63)
 
 /* Exit qualification for EPT violations. */
@@ -19,6 +16,7 @@
 #define EQ_USER         BIT64(9)
 #define EQ_WRITABLE     BIT64(10)
 #define EQ_NX           BIT64(11)
+#define EQ_SHADOW       BIT64(13)
 
 static void slat_fault(struct walk *w, enum walk_fault fault, gpa_t gpa, enum slat_purpose purpose)
 {
@@ -117,6 +115,8 @@ static alwaysinline bool ept_walk(struct physmap *pm, const struct walk_context 
         need |= s->mbec && w->user ? EPT_XU : EPT_X;
         how |= EQ_FETCH;
     }
+    if (unlikely(access & ACCESS_SHADOW_STACK) && purpose == SLAT_DATA)
+        how |= EQ_SHADOW;
     if (purpose == SLAT_TABLE && s->ad) /* SDM "Accessed and Dirty Flags for EPT": table accesses are writes */
         need |= EPT_W, how |= EQ_WRITE;
     bool write = need & EPT_W;
@@ -235,6 +235,8 @@ fault:
     w->error_code = error | PF_U | (write ? PF_W : 0);
     if ((access & ACCESS_EXEC) && (rules.nx || s->smep))
         w->error_code |= PF_I;
+    if ((access & ACCESS_SHADOW_STACK) && purpose == SLAT_DATA)
+        w->error_code |= PF_SS;
     w->error_hi = purpose == SLAT_TABLE ? BIT64(1) : BIT64(0); /* EXITINFO1 bits 33 and 32 */
     return false;
 }

@@ -22,12 +22,26 @@ static bool injecting(snap *s) { return F(EVENTINJ) & EVENT_VALID; }
 static unsigned inj_type(snap *s) { return F(EVENTINJ) >> 8 & 7; }
 static unsigned inj_vector(snap *s) { return F(EVENTINJ) & 0xff; }
 
+/* "Vectors" of the chapter "Exceptions and Interrupts"; #HV and #VC exist in encrypted guests only. */
+static bool is_exception(snap *s, unsigned vector)
+{
+    u32 vectors = BIT(VEC_DE) | BIT(VEC_DB) | BIT(VEC_BP) | BIT(VEC_OF) | BIT(VEC_BR) | BIT(VEC_UD) | BIT(VEC_NM) | BIT(VEC_DF) |
+                  BIT(VEC_TS) | BIT(VEC_NP) | BIT(VEC_SS) | BIT(VEC_GP) | BIT(VEC_PF) | BIT(VEC_MF) | BIT(VEC_AC) | BIT(VEC_MC) |
+                  BIT(VEC_XM) | BIT(VEC_SX) | (s->features[FEAT_CET_SS] ? BIT(VEC_CP) : 0);
+    return vector < 32 && vectors >> vector & 1;
+}
+
 static bool pat_ok(u64 pat)
 {
     for (unsigned i = 0; i < 8; i++, pat >>= 8)
         if ((pat & 0xff) > 7 || (pat & 0xff) == 2 || (pat & 0xff) == 3)
             return false;
     return true;
+}
+
+static bool s_cet_ok(snap *s, u64 x)
+{
+    return s->features[FEAT_CET_IBT] ? !(x & BITS64(9, 6)) && (x & BITS64(11, 10)) != BITS64(11, 10) : !(x >> 2);
 }
 
 static bool pdpes_ok(snap *s)

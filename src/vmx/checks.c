@@ -42,6 +42,11 @@ static bool allowed(snap *s, enum vmx_word w, u64 value)
 
 static unsigned address_width(snap *s) { return s->caps->basic & VMX_BASIC_32BIT ? 32 : s->maxphyaddr; }
 static u64 beyond_width(snap *s) { return s->maxphyaddr < 64 ? ~0ull << s->maxphyaddr : 0; }
+/* Of a CR3 field; with linear-address masking two bits beyond the width mean something. */
+static u64 cr3_reserved(snap *s)
+{
+    return beyond_width(s) & ~(s->caps->cr4_fixed1 & CR4_LAM_SUP ? CR3_LAM_U57 | CR3_LAM_U48 : 0);
+}
 
 static bool aligned_address(snap *s, u64 a, u64 align)
 {

@@ -331,6 +331,44 @@ static void npt_put(struct physmap *pm, enum paging_mode host, gpa_t gpa, u64 e)
         put64(pm, NPT_TABLE(1) + 8 * (gpa >> 12), e);
 }
 
+/* Shadow-stack accesses: every combination of the bits that matter, bare, under EPT and under nested paging. */
+static void shadow_stacks(void **state)
+{
+    struct physmap *pm = test_memory(4);
+    struct walk w;
+    for (unsigned k = 0; k < 64; k++)
+        for (unsigned a = 0; a < 4; a++) {
+            bool cet = k & 32, ok = cet && !(k & 1) && (k & 4) && (k & 8) && !!(k & 2) == !!(a & 1) && (k & 16);
+            u32 access = ACCESS_SHADOW_STACK | (a & 1 ? ACCESS_USER : 0) | (a & 2 ? ACCESS_WRITE : ACCESS_READ);
+            u32 error = 0x40 | (k & 16 ? 1 : 0) | (a & 2 ? 2 : 0) | (a & 1 ? 4 : 0);
+            guest_tables(pm, DATA | 0x20 | (k & 16 ? 1 : 0) | (k & 1 ? 2 : 0) | (k & 2 ? 4 : 0) | (k & 4 ? 0x40 : 0));
+            if (!(k & 8))
+                put64(pm, GUEST_TABLE(2), GUEST_TABLE(1) | 0x25);
+            for (unsigned slat = 0; slat < 3; slat++) {
+                struct walk_context c = slat == 2 ? npt_ctx(PAGING_4LEVEL) : ept_ctx(4);
+                c.cet = cet;
+                if (!slat)
+                    c.slat.kind = SLAT_NONE;
+                ept_identity(pm);
+                npt_identity(pm, PAGING_4LEVEL);
+                assert_int_equal(walk_linear(pm, &c, LA, access, &w), ok);
+                if (!ok) {
+                    assert_int_equal(w.fault, WALK_PAGE_FAULT);
+                    assert_int_equal(w.error_code, error);
+                } else if (slat) {
+                    put64(pm, EPT_TABLE(1) + 8 * (DATA >> 12), 0);
+                    npt_put(pm, PAGING_4LEVEL, DATA, 0);
+                    assert_false(walk_linear(pm, &c, LA, access, &w));
+                    if (slat == 1)
+                        assert_int_equal(w.qualification, (a & 2 ? 2 : 1) | 3 << 7 | 1 << 13);
+                    else
+                        assert_int_equal(w.error_code, 0x44 | (a & 2 ? 2 : 0));
+                }
+            }
+        }
+    physmap_free(pm);
+}
+
 static void npt_matrix(void **state)
 {
     struct physmap *pm = test_memory(4);
@@ -426,6 +464,7 @@ int main(void)
         cmocka_unit_test(ept_matrix), cmocka_unit_test(ept_advanced),  cmocka_unit_test(ept_misconfig),
         cmocka_unit_test(ept_tables), cmocka_unit_test(ept_flags),     cmocka_unit_test(ept_pml),
         cmocka_unit_test(npt_matrix), cmocka_unit_test(npt_guest_pae), cmocka_unit_test(deepest),
+        cmocka_unit_test(shadow_stacks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,8 +53,14 @@ static void on_signal(int sig, siginfo_t *info, void *context)
     siglongjmp(native_return, 1);
 }
 
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int sig) { interrupted = sig; }
+bool native_interrupted(void) { return interrupted; }
+
 void native_init(void)
 {
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
     static u8 stack[65536];
     stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
     sigaltstack(&ss, NULL);

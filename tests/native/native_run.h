@@ -14,6 +14,7 @@ struct native_regs {
 extern u32 nat_mask;            /* XCR0 bits of the image */
 extern const char native_exit[];/* where code jumps when it is done */
 
+bool native_interrupted(void); /* by ^C or SIGTERM */
 void native_init(void); /* signal handlers; nat_mask must be set */
 /* Runs the code at r->rip; @end is the RIP to report when it reaches native_exit. */
 void native_run(struct native_regs *r, u64 end);

@@ -62,7 +62,7 @@ static void spelling(void **state)
 
 static void absent(void **state)
 {
-    refused("intel,+cet_ss", "+CET_SS: Nestor does not implement it");
+    refused("intel,+waitpkg", "+WAITPKG: Nestor does not implement it");
     refused("max,+pdcm", "does not implement");
     const char *why;
     for (unsigned f = 1; f < FEAT_COUNT; f++)

@@ -236,7 +236,7 @@ static unsigned disp8_shift(unsigned tuple, unsigned vl, unsigned bcst, bool bro
     }
 }
 
-enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, unsigned avail, struct insn *out)
+static enum decode_status decode(const struct decode_ctx *ctx, const u8 *bytes, unsigned avail, struct insn *out)
 {
     struct reader rd = {bytes, bytes + avail, avail >= 15};
     struct reader *r = &rd;
@@ -263,6 +263,10 @@ enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, un
         rex = 0; /* REX counts only right before the opcode */
         switch (class) {
         case P_SEG:
+            if (opcode == 0x3e)
+                out->flags |= INSN_NOTRACK;
+            else
+                out->flags &= (u16)~INSN_NOTRACK;
             if (opcode >= 0x64) {
                 out->seg = opcode == 0x64 ? SEG_FS : SEG_GS;
                 out->flags |= INSN_SEG;
@@ -515,6 +519,46 @@ enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, un
     }
     out->len = (u8)(r->at - bytes);
     return DECODE_OK;
+}
+
+/*
+ * Whether an encoding that its prefixes make undefined is longer than 15 bytes: the length comes first (SDM
+ * vol. 3 "Priority Among Concurrent Events"). It is that of the same opcode without those prefixes.
+ */
+static bool undefined_too_long(const struct decode_ctx *ctx, const u8 *bytes)
+{
+    unsigned n = 0;
+    while (n < 15 && prefix_class[bytes[n]] != P_NONE && (prefix_class[bytes[n]] != P_REX || ctx->mode == CODE_64))
+        n++;
+    for (unsigned osz = 0; n && osz < 2; osz++) {
+        u8 rest[16] = {0};
+        unsigned kept = 0;
+        struct insn i = {0};
+        u32 seen = 0;
+        for (unsigned k = 0; k < n; k++) {
+            unsigned class = prefix_class[bytes[k]];
+            if (((class == P_OSZ && !osz) || class == P_ASZ || (class == P_REX && k == n - 1)) && (class == P_REX || !(seen & BIT(class))))
+                rest[kept++] = bytes[k];
+            seen |= BIT(class);
+        }
+        unsigned room = 15 - kept < 15 - n ? 15 - kept : 15 - n; /* what lies beyond the 15 bytes counts as zero */
+        memcpy(rest + kept, bytes + n, room);
+        enum decode_status status = decode(ctx, rest, 15, &i);
+        if (status == DECODE_OK && i.row != ROW_UD)
+            return n + i.len - kept > 15;
+        if (status == DECODE_OK && n + i.len - kept > 15)
+            return true;
+        /* Undefined with 66 too, which VEX does not go with: without it. */
+    }
+    return false;
+}
+
+enum decode_status insn_decode(const struct decode_ctx *ctx, const u8 *bytes, unsigned avail, struct insn *out)
+{
+    enum decode_status status = decode(ctx, bytes, avail, out);
+    if (unlikely(out->row == ROW_UD) && status == DECODE_OK && avail >= 15 && undefined_too_long(ctx, bytes))
+        return DECODE_TOO_LONG;
+    return status;
 }
 
 unsigned operand_bytes(const struct insn *i, unsigned n)

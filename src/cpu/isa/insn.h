@@ -36,6 +36,8 @@ enum insn_flag {
     INSN_SEG = 1 << 11,   /* a segment override was there (and counts in this mode) */
     INSN_VSIB = 1 << 12,  /* index is a vector register */
     INSN_RND = 1 << 13,   /* EVEX register form with embedded rounding/SAE; vl holds RC */
+    INSN_NOTRACK = 1 << 14, /* 3E is the last segment prefix: NOTRACK on an indirect near branch */
+    INSN_OWN_FN = 1 << 15,  /* set after insn_bind(): fn is not the row's, an engine must call it */
 };
 
 struct insn {
