@@ -766,8 +766,12 @@ def value_handler(row, opsize, mem):
     elif rmw:
         n = row.opnd.index(dest)
         if 'LOCK' in row.checks:
-            out += ['if (unlikely(i->flags & INSN_LOCK) && m.host) {', '    u32 aflags = v->aflags;',
-                    f'    while (!host_cas{fbits}(m.host, &x{n}, {call}))', '        v->aflags = aflags;', '    return;', '}']
+            size = int(fbits) // 8
+            out += ['if (unlikely(i->flags & INSN_LOCK)) {', f'    void *at = rmw_place(&m, {size});', '    u32 aflags = v->aflags;',
+                    '    if (at) {', f'        while (!host_cas{fbits}(at, &x{n}, {call}))', '            v->aflags = aflags;',
+                    f'        rmw_told(v, &m, {size});', '        return;', '    }',
+                    f'    x{n} = (u{fbits})rmw_alone(v, &m, x{n}, {size});', f'    rmw_end{fbits}(v, &m, {call});',
+                    '    mem_together(v);', '    return;', '}']
         out.append(f'rmw_end{fbits}(v, &m, {call});')
     elif is_memory(dest, mem):
         out.append(f'mem_write{fbits}(v, i->seg, insn_ea(v, i), {call});')

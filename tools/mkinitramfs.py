@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Writes an initramfs (cpio, "newc") without needing root.
 
-    mkinitramfs.py OUTPUT PATH=SOURCE...
+    mkinitramfs.py OUTPUT PATH=SOURCE... [@FILE]
 
-Each SOURCE file becomes PATH with its permission bits; folders on the way are made. /dev/console,
+Each SOURCE file becomes PATH with its permission bits, an empty SOURCE a folder; @FILE has more of them,
+one a line. Folders on the way are made. /dev/console,
 /dev/null and the usual mount points are always there. Format: Linux
 Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -54,8 +55,18 @@ def main():
         archive.folder(name)
     for name, major, minor in NODES:
         archive.entry(name, stat.S_IFCHR | 0o600, rdev=(major, minor))
+    items = []
     for item in sys.argv[2:]:
+        if item.startswith("@"):
+            with open(item[1:]) as f:
+                items += f.read().splitlines()
+        else:
+            items.append(item)
+    for item in items:
         name, _, source = item.partition("=")
+        if not source:
+            archive.folder(name)
+            continue
         try:
             archive.file(name, source)
         except OSError as error:

@@ -71,6 +71,7 @@ _start:
         mov %eax, %fs
         mov %eax, %gs
         mov $1, %edi
+        mov %ebx, %esi                  /* multiboot information, which the demo does not need */
         call demo_main
 3:      cli
         hlt

@@ -2,7 +2,7 @@
  * The demo: one program that is a hypervisor at every level. demo_main(1) is started by the loader;
  * each level prints its line and, below the deepest, runs the next level as its guest. The guest's
  * console is port 0x3F8, which every hypervisor intercepts and passes on: a character printed at L3
- * travels through L2 and L1.
+ * travels through L2 and L1. hypervisor.c runs the guests, vmx.c and svm.c are its two back ends.
  */
 #pragma once
 #include <stdbool.h>
@@ -26,15 +26,45 @@ struct exit_counts {
     unsigned reflected[MAX_REASONS]; /* of our guest's guest, handed on to our guest */
 };
 
-/* A hypervisor extension as the demo uses it. */
+/* An exit of our guest, or of its guest. */
+enum exit_kind {
+    EXIT_OTHER,   /* for the extension alone */
+    EXIT_OF_CPUID,
+    EXIT_OF_OUT,  /* OUT of one byte to @port */
+    EXIT_OF_CALL, /* a hypercall */
+};
+struct exit {
+    unsigned reason;     /* below MAX_REASONS */
+    enum exit_kind kind;
+    uint64_t port;
+    uint64_t information[2]; /* printed with an exit that nobody expected */
+    bool inner;          /* of our guest's guest: for our guest to handle */
+};
+
+/* A hypervisor extension as the demo uses it: what differs between VT-x and AMD-V, and nothing else. */
+struct hypervisor;
 struct extension {
     const char *name;
     bool (*available)(void);
-    /* Runs demo_main(@level) as a guest until it makes CALL_DONE. */
-    void (*run_guest)(unsigned level, struct exit_counts *counts);
     const char *(*reason_name)(unsigned reason);
+    /* The hypervisor that runs a guest of @level: identity-mapped second-level tables if @nested_paging. The guest
+     * begins at @entry with @level as its argument. */
+    struct hypervisor *(*begin)(unsigned level, void (*entry)(unsigned level), bool nested_paging);
+    void (*end)(struct hypervisor *h);
+    struct registers *(*registers)(struct hypervisor *h); /* of whoever runs; all of them between two entries */
+    void (*enter)(struct hypervisor *h, struct exit *e);
+    void (*skip)(struct hypervisor *h); /* RIP goes past the instruction that exited */
+    /* An exit of kind EXIT_OTHER: an instruction of the extension itself. False: unexpected. */
+    bool (*handle)(struct hypervisor *h, const struct exit *e);
+    void (*reflect)(struct hypervisor *h); /* makes an inner exit one that our guest sees */
+    void (*call)(enum hypercall what);     /* what a guest asks with */
 };
 extern const struct extension extension_vmx, extension_svm;
+/* What this processor has; NULL: neither. */
+const struct extension *find_extension(void);
+
+/* hypervisor.c: runs demo_main(@level) as a guest until it makes CALL_DONE. */
+void run_guest(const struct extension *ext, unsigned level, struct exit_counts *counts);
 
 void demo_main(unsigned level);
 

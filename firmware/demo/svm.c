@@ -1,5 +1,5 @@
 /*
- * AMD-V for the demo: runs one guest, and -- when that guest uses AMD-V itself -- its guest too. VMRUN of
+ * AMD-V for the demo's hypervisor: one guest, and -- when that guest uses AMD-V itself -- its guest too. VMRUN of
  * the guest is intercepted: the VMCB it names (vmcb12) is merged into a VMCB of our own (vmcb02). Section
  * titles are those of the APM, volume 2, chapter "Secure Virtual Machine".
  */
@@ -57,6 +57,7 @@ struct hypervisor { /* the state of one level's hypervisor */
     uint8_t io_map[12288];
     uint64_t npt_pml4[512], npt_pdpt[512], npt_pd[512];
     uint8_t guest_stack[16384];
+    bool nested_paging;
     struct vmcb *vmcb12; /* while the guest's guest runs: the VMCB our guest named */
     struct registers regs;
 } __attribute__((aligned(4096)));
@@ -93,7 +94,7 @@ static const char *reason_name(unsigned reason)
 static void intercept(struct vmcb *vmcb, unsigned code) { vmcb->intercepts[code / 32] |= 1u << code % 32; }
 
 /* The same for the guest and for the guest's guest. */
-static void write_controls(struct hypervisor *h, struct vmcb *vmcb, bool with_npt, unsigned asid)
+static void write_controls(struct hypervisor *h, struct vmcb *vmcb, unsigned asid)
 {
     static const uint8_t codes[] = {EXIT_CPUID, EXIT_IOIO, EXIT_MSR, EXIT_SHUTDOWN, EXIT_VMRUN, EXIT_VMMCALL, EXIT_VMLOAD, EXIT_VMSAVE,
                                     EXIT_STGI, EXIT_CLGI};
@@ -106,7 +107,7 @@ static void write_controls(struct hypervisor *h, struct vmcb *vmcb, bool with_np
     vmcb->msrpm = (uint64_t)h->msr_map;
     vmcb->asid = asid;
     vmcb->tlb_control = 1;
-    if (!with_npt)
+    if (!h->nested_paging)
         return;
     h->npt_pml4[0] = (uint64_t)h->npt_pdpt | 7;
     h->npt_pdpt[0] = (uint64_t)h->npt_pd | 7;
@@ -116,14 +117,7 @@ static void write_controls(struct hypervisor *h, struct vmcb *vmcb, bool with_np
     vmcb->nested_cr3 = (uint64_t)h->npt_pml4;
 }
 
-static void svm_guest_entry(unsigned level)
-{
-    demo_main(level);
-    __asm__ volatile("vmmcall" : : "a"(CALL_DONE));
-    fail("a guest ran on after it was done");
-}
-
-static void write_guest_state(struct hypervisor *h, unsigned level)
+static void write_guest_state(struct hypervisor *h, void (*entry)(unsigned), unsigned level)
 {
     struct vmcb *vmcb = &h->vmcb01;
     const struct vmcb_segment data = {0x10, 0xc93, 0xffffffff, 0}, code = {0x08, 0xa9b, 0xffffffff, 0};
@@ -139,7 +133,7 @@ static void write_guest_state(struct hypervisor *h, unsigned level)
     vmcb->dr7 = 0x400;
     vmcb->g_pat = rdmsr(0x277);
     vmcb->rflags = 2;
-    vmcb->rip = (uint64_t)svm_guest_entry;
+    vmcb->rip = (uint64_t)entry;
     vmcb->rsp = (uint64_t)h->guest_stack + sizeof(h->guest_stack) - 8;
     h->regs.rdi = level;
 }
@@ -199,6 +193,7 @@ static void enter_inner(struct hypervisor *h)
     vmcb->interrupt_control = h->vmcb12->interrupt_control;
     for (unsigned i = 0; i < 6; i++)
         vmcb->intercepts[i] |= h->vmcb12->intercepts[i];
+    h->regs.rax = vmcb->rax;
 }
 
 /* An exit of the innermost guest: to our guest it is the end of its VMRUN. */
@@ -213,88 +208,83 @@ static void reflect(struct hypervisor *h)
     h->vmcb12->next_rip = h->vmcb02.next_rip;
     h->vmcb12->event_injection = 0;
     h->vmcb12 = NULL;
+    h->regs.rax = h->vmcb01.rax;
 }
 
-/* Returns false when the guest is done. */
-static bool handle_exit(struct hypervisor *h, unsigned reason)
+static void skip(struct hypervisor *h) { h->vmcb01.rip = h->vmcb01.next_rip; }
+
+/* The guest's own SVM instructions. */
+static bool handle(struct hypervisor *h, const struct exit *e)
 {
     struct vmcb *vmcb = &h->vmcb01;
-    uint64_t info = vmcb->exit_info1;
-    uint32_t r[4];
-    switch (reason) {
-    case EXIT_CPUID:
-        cpuid((uint32_t)vmcb->rax, r);
-        vmcb->rax = r[0], h->regs.rbx = r[1], h->regs.rcx = r[2], h->regs.rdx = r[3];
-        break;
-    case EXIT_IOIO:
-        if ((info & 0xffff007d) != (CONSOLE_PORT << 16 | 1 << 4)) /* OUT of one byte */
-            fail("a guest used a port it does not have");
-        outb(CONSOLE_PORT, (uint8_t)vmcb->rax);
-        break;
+    skip(h);
+    switch (e->reason) {
     case EXIT_MSR: /* VM_HSAVE_PA: the guest's VMRUN does not use it */
     case EXIT_STGI:
     case EXIT_CLGI:
-        break;
-    case EXIT_VMMCALL:
-        return vmcb->rax != CALL_DONE;
+        return true;
     case EXIT_VMLOAD:
         copy_more_state(vmcb, (struct vmcb *)vmcb->rax);
-        break;
+        return true;
     case EXIT_VMSAVE:
         copy_more_state((struct vmcb *)vmcb->rax, vmcb);
-        break;
+        return true;
     case EXIT_VMRUN:
         enter_inner(h);
-        break;
+        return true;
     default:
+        return false;
+    }
+}
+
+static void enter(struct hypervisor *h, struct exit *e)
+{
+    struct vmcb *vmcb = h->vmcb12 ? &h->vmcb02 : &h->vmcb01;
+    vmcb->rax = h->regs.rax;
+    svm_enter(&h->regs, vmcb, &h->host);
+    h->regs.rax = vmcb->rax;
+    vmcb->tlb_control = 0;
+    e->information[0] = vmcb->exit_info1;
+    e->information[1] = vmcb->exit_info2;
+    if (vmcb->exit_code >= MAX_REASONS) {
         print("exit code ");
-        print_hex(reason);
-        print(", information ");
-        print_hex(info);
+        print_hex(vmcb->exit_code);
+        print(" ");
+        print_hex(vmcb->exit_info1);
         print(" ");
         print_hex(vmcb->exit_info2);
         print("\n");
-        fail("an exit nobody expected");
+        fail("VMRUN failed, or a nested page fault");
     }
-    vmcb->rip = vmcb->next_rip;
-    return true;
+    e->reason = (unsigned)vmcb->exit_code;
+    e->inner = h->vmcb12 != NULL;
+    switch (e->reason) {
+    case EXIT_CPUID: e->kind = EXIT_OF_CPUID; break;
+    case EXIT_VMMCALL: e->kind = EXIT_OF_CALL; break;
+    case EXIT_IOIO:
+        if ((vmcb->exit_info1 & 0x7d) == 1 << 4) /* OUT of one byte */
+            e->kind = EXIT_OF_OUT, e->port = vmcb->exit_info1 >> 16;
+        break;
+    }
 }
 
-static void run_guest(unsigned level, struct exit_counts *counts)
+static struct hypervisor *begin(unsigned level, void (*entry)(unsigned level), bool nested_paging)
 {
     struct hypervisor *h = &hypervisors[level - 2];
-    bool with_npt = level == 2; /* the outermost hypervisor uses nested paging, the one inside shares it */
+    h->nested_paging = nested_paging;
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME);
     wrmsr(MSR_VM_HSAVE_PA, (uint64_t)h->host_save);
-    write_controls(h, &h->vmcb01, with_npt, 1);
-    write_controls(h, &h->vmcb02, with_npt, 2);
-    write_guest_state(h, level);
-    for (;;) {
-        struct vmcb *vmcb = h->vmcb12 ? &h->vmcb02 : &h->vmcb01;
-        svm_enter(&h->regs, vmcb, &h->host);
-        vmcb->tlb_control = 0;
-        if (vmcb->exit_code >= MAX_REASONS) {
-            print("exit code ");
-            print_hex(vmcb->exit_code);
-            print(" ");
-            print_hex(vmcb->exit_info1);
-            print(" ");
-            print_hex(vmcb->exit_info2);
-            print("\n");
-            fail("VMRUN failed, or a nested page fault");
-        }
-        unsigned reason = (unsigned)vmcb->exit_code;
-        if (h->vmcb12) {
-            counts->reflected[reason]++;
-            reflect(h);
-            continue;
-        }
-        counts->handled[reason]++;
-        if (!handle_exit(h, reason))
-            break;
-    }
+    write_controls(h, &h->vmcb01, 1);
+    write_controls(h, &h->vmcb02, 2);
+    write_guest_state(h, entry, level);
+    return h;
 }
 
+static void end(struct hypervisor *h) { (void)h; }
+static struct registers *registers(struct hypervisor *h) { return &h->regs; }
+static void call(enum hypercall what) { __asm__ volatile("vmmcall" : : "a"(what) : "memory"); }
+
 const struct extension extension_svm = {
-    .name = "AMD-V", .available = available, .run_guest = run_guest, .reason_name = reason_name,
+    .name = "AMD-V", .available = available, .reason_name = reason_name, .begin = begin, .end = end, .registers = registers,
+    .enter = enter, .skip = skip, .handle = handle, .reflect = reflect, .call = call,
 };

@@ -1,5 +1,5 @@
 /*
- * VT-x for the demo: runs one guest, and -- when that guest uses VT-x itself -- its guest too, by
+ * VT-x for the demo's hypervisor: one guest, and -- when that guest uses VT-x itself -- its guest too, by
  * keeping the VMCS of the guest's hypervisor (vmcs12) in an array and running the innermost guest on
  * a VMCS of its own (vmcs02). Chapter and section titles are those of the SDM, volume 3.
  */
@@ -61,7 +61,7 @@ struct hypervisor { /* the state of one level's hypervisor */
     uint16_t encoding[VMCS12_FIELDS];
     uint64_t value[VMCS12_FIELDS];
     unsigned nfields;
-    bool guest_has_current, vmcs02_ready, vmcs01_launched, vmcs02_launched, inner_runs;
+    bool nested_paging, guest_has_current, vmcs02_ready, vmcs01_launched, vmcs02_launched, inner_runs;
     struct registers regs;
 } __attribute__((aligned(4096)));
 static struct hypervisor hypervisors[DEEPEST_LEVEL];
@@ -149,18 +149,18 @@ static void load_task_register(void)
 }
 
 /* "VM-Execution Control Fields": the same for the guest and for the guest's guest. */
-static void write_controls(struct hypervisor *h, bool with_ept)
+static void write_controls(struct hypervisor *h)
 {
     vmwrite(PIN_CONTROLS, adjust(MSR_VMX_TRUE_PINBASED, 0));
     vmwrite(PRIMARY_CONTROLS, adjust(MSR_VMX_TRUE_PINBASED + 1, PRIMARY_IO_EXITING | PRIMARY_MSR_BITMAPS |
-                                                                    (with_ept ? PRIMARY_SECONDARY : 0)));
+                                                                    (h->nested_paging ? PRIMARY_SECONDARY : 0)));
     vmwrite(EXIT_CONTROLS, adjust(MSR_VMX_TRUE_PINBASED + 2, EXIT_HOST_64 | EXIT_SAVE_EFER | EXIT_LOAD_EFER));
     vmwrite(ENTRY_CONTROLS, adjust(MSR_VMX_TRUE_PINBASED + 3, ENTRY_IA32E | ENTRY_LOAD_EFER));
     vmwrite(MSR_BITMAP, (uint64_t)h->msr_bitmap);
     vmwrite(EXCEPTION_BITMAP, 0);
     vmwrite(ENTRY_INTERRUPTION_INFO, 0);
     vmwrite(LINK_POINTER, ~0ull);
-    if (!with_ept)
+    if (!h->nested_paging)
         return;
     vmwrite(SECONDARY_CONTROLS, adjust(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT));
     h->ept_pml4[0] = (uint64_t)h->ept_pdpt | 7;
@@ -185,13 +185,6 @@ static void write_host_state(void)
     vmwrite(HOST_IDTR_BASE, 0);
 }
 
-static void guest_entry(unsigned level)
-{
-    demo_main(level);
-    __asm__ volatile("vmcall" : : "a"(CALL_DONE));
-    fail("a guest ran on after it was done");
-}
-
 /* The segments every level runs with; also what a VM exit loads ("Loading Host Segment and Descriptor-Table Registers"). */
 static void write_flat_segments(void)
 {
@@ -208,7 +201,7 @@ static void write_flat_segments(void)
     vmwrite(0x6818, 0);
 }
 
-static void write_guest_state(struct hypervisor *h, unsigned level)
+static void write_guest_state(struct hypervisor *h, void (*entry)(unsigned), unsigned level)
 {
     write_flat_segments();
     vmwrite(GUEST_CR0, read_cr0());
@@ -217,7 +210,7 @@ static void write_guest_state(struct hypervisor *h, unsigned level)
     vmwrite(GUEST_EFER, rdmsr(MSR_EFER));
     vmwrite(GUEST_DR7, 0x400);
     vmwrite(GUEST_RFLAGS, 2);
-    vmwrite(GUEST_RIP, (uint64_t)guest_entry);
+    vmwrite(GUEST_RIP, (uint64_t)entry);
     vmwrite(GUEST_RSP, (uint64_t)h->guest_stack + sizeof(h->guest_stack) - 8);
     h->regs.rdi = level;
 }
@@ -234,27 +227,28 @@ static uint64_t *vmcs12(struct hypervisor *h, uint64_t encoding)
     return &h->value[h->nfields++];
 }
 
-static void advance(void)
+static void skip(struct hypervisor *h)
 {
+    (void)h;
     vmwrite(GUEST_RIP, vmread(GUEST_RIP) + vmread(EXIT_INSTRUCTION_LENGTH));
 }
 
 /* "Conventions": VMsucceed for the guest's VMX instruction. */
-static void succeed(void)
+static void succeed(struct hypervisor *h)
 {
     vmwrite(GUEST_RFLAGS, vmread(GUEST_RFLAGS) & ~0x8d5ull);
-    advance();
+    skip(h);
 }
 
 static uint64_t *guest_register(struct hypervisor *h, unsigned n) { return &(&h->regs.rax)[n & 15]; }
 
 /* VMLAUNCH or VMRESUME by the guest: its guest runs on vmcs02. */
-static void enter_inner(struct hypervisor *h, bool with_ept)
+static void enter_inner(struct hypervisor *h)
 {
     if (!h->vmcs02_ready) {
         vmclear(h->vmcs02);
         vmptrld(h->vmcs02);
-        write_controls(h, with_ept);
+        write_controls(h);
         write_host_state();
         h->vmcs02_ready = true;
     } else {
@@ -285,99 +279,97 @@ static void reflect(struct hypervisor *h)
     h->inner_runs = false;
 }
 
-/* Returns false when the guest is done. */
-static bool handle_exit(struct hypervisor *h, unsigned reason, bool with_ept)
+/* The guest's own VMX instructions. */
+static bool handle(struct hypervisor *h, const struct exit *e)
 {
-    uint64_t info = vmread(EXIT_INSTRUCTION_INFO), qualification = vmread(EXIT_QUALIFICATION);
-    uint32_t r[4];
+    uint64_t info = vmread(EXIT_INSTRUCTION_INFO);
     h->regs.rsp = vmread(GUEST_RSP); /* the one register that the VMCS holds */
-    switch (reason) {
-    case REASON_CPUID:
-        cpuid((uint32_t)h->regs.rax, r);
-        h->regs.rax = r[0], h->regs.rbx = r[1], h->regs.rcx = r[2], h->regs.rdx = r[3];
-        advance();
-        return true;
-    case REASON_IO:
-        if ((qualification & 0xffff000f) != (CONSOLE_PORT << 16)) /* OUT of one byte */
-            fail("a guest used a port it does not have");
-        outb(CONSOLE_PORT, (uint8_t)h->regs.rax);
-        advance();
-        return true;
-    case REASON_VMCALL:
-        return h->regs.rax != CALL_DONE;
+    switch (e->reason) {
     case REASON_VMXON:
     case REASON_VMXOFF:
     case REASON_VMCLEAR:
-        succeed();
+        succeed(h);
         return true;
     case REASON_VMPTRLD:
         h->guest_has_current = true;
-        succeed();
+        succeed(h);
         return true;
     case REASON_VMREAD: /* Reg1 (bits 6:3) is the destination, Reg2 (31:28) names the field */
         *guest_register(h, (unsigned)(info >> 3)) = *vmcs12(h, *guest_register(h, (unsigned)(info >> 28)));
-        succeed();
+        succeed(h);
         return true;
     case REASON_VMWRITE:
         *vmcs12(h, *guest_register(h, (unsigned)(info >> 28))) = *guest_register(h, (unsigned)(info >> 3));
-        succeed();
+        succeed(h);
         return true;
     case REASON_VMLAUNCH:
     case REASON_VMRESUME:
         if (!h->guest_has_current)
             fail("a guest entered a guest without a VMCS");
-        enter_inner(h, with_ept);
+        enter_inner(h);
         return true;
     default:
-        print("exit reason ");
-        print_number(reason);
-        print(", qualification ");
-        print_hex(qualification);
-        print("\n");
-        fail("an exit nobody expected");
+        return false;
     }
 }
 
-static void run_guest(unsigned level, struct exit_counts *counts)
+static void enter(struct hypervisor *h, struct exit *e)
+{
+    bool *launched = h->inner_runs ? &h->vmcs02_launched : &h->vmcs01_launched;
+    if (vmx_enter(&h->regs, *launched)) {
+        print("VM-instruction error ");
+        print_number(vmread(VM_INSTRUCTION_ERROR));
+        print("\n");
+        fail("VM entry failed");
+    }
+    *launched = true;
+    e->reason = (unsigned)vmread(EXIT_REASON);
+    if (e->reason >= MAX_REASONS) {
+        print("exit reason ");
+        print_hex(e->reason);
+        print("\n");
+        fail("VM entry failed on the guest's state");
+    }
+    e->inner = h->inner_runs;
+    if (e->inner)
+        return;
+    uint64_t qualification = vmread(EXIT_QUALIFICATION);
+    e->information[0] = qualification;
+    switch (e->reason) {
+    case REASON_CPUID: e->kind = EXIT_OF_CPUID; break;
+    case REASON_VMCALL: e->kind = EXIT_OF_CALL; break;
+    case REASON_IO:
+        if (!(qualification & 0xf)) /* OUT of one byte */
+            e->kind = EXIT_OF_OUT, e->port = qualification >> 16;
+        break;
+    }
+}
+
+static struct hypervisor *begin(unsigned level, void (*entry)(unsigned level), bool nested_paging)
 {
     struct hypervisor *h = &hypervisors[level - 2];
-    bool with_ept = level == 2; /* the outermost hypervisor uses EPT, the one inside shares it */
+    h->nested_paging = nested_paging;
     if (level == 2)
         load_task_register();
     enter_vmx_operation(h);
     vmclear(h->vmcs01);
     vmptrld(h->vmcs01);
-    write_controls(h, with_ept);
+    write_controls(h);
     write_host_state();
-    write_guest_state(h, level);
-    for (;;) {
-        bool *launched = h->inner_runs ? &h->vmcs02_launched : &h->vmcs01_launched;
-        if (vmx_enter(&h->regs, *launched)) {
-            print("VM-instruction error ");
-            print_number(vmread(VM_INSTRUCTION_ERROR));
-            print("\n");
-            fail("VM entry failed");
-        }
-        *launched = true;
-        unsigned reason = (unsigned)vmread(EXIT_REASON);
-        if (reason >= MAX_REASONS) {
-            print("exit reason ");
-            print_hex(reason);
-            print("\n");
-            fail("VM entry failed on the guest's state");
-        }
-        if (h->inner_runs) {
-            counts->reflected[reason]++;
-            reflect(h);
-            continue;
-        }
-        counts->handled[reason]++;
-        if (!handle_exit(h, reason, with_ept))
-            break;
-    }
+    write_guest_state(h, entry, level);
+    return h;
+}
+
+static void end(struct hypervisor *h)
+{
+    (void)h;
     __asm__ volatile("vmxoff" : : : "cc");
 }
 
+static struct registers *registers(struct hypervisor *h) { return &h->regs; }
+static void call(enum hypercall what) { __asm__ volatile("vmcall" : : "a"(what) : "memory"); }
+
 const struct extension extension_vmx = {
-    .name = "VT-x", .available = available, .run_guest = run_guest, .reason_name = reason_name,
+    .name = "VT-x", .available = available, .reason_name = reason_name, .begin = begin, .end = end, .registers = registers,
+    .enter = enter, .skip = skip, .handle = handle, .reflect = reflect, .call = call,
 };

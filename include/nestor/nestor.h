@@ -33,14 +33,21 @@ enum nestor_clock { NESTOR_CLOCK_HOST, NESTOR_CLOCK_ICOUNT };
 struct nestor_config {
     unsigned api_version; /* NESTOR_API_VERSION */
     const char *cpu;      /* "MODEL,+feature,-feature"; default "intel" */
-    const char *engine;   /* "interp" */
+    const char *vmx_cap;  /* "NAME=VALUE,...": capability MSRs as another processor has them (nestor list vmx-caps) */
+    const char *svm_cap;  /* "NAME=0|1,...": likewise the bits of CPUID 0x8000000A */
+    const char *engine;   /* "jit" (default), "interp", "lockstep" */
+    const char *mmu;      /* "shadow"; "walk", "check" */
     uint64_t memory;      /* bytes; default 2 GiB */
     unsigned smp;         /* processors; default 1 */
+    bool threads;         /* every processor on a thread of its own; with the host's clock and no debugger */
     enum nestor_clock clock;
     const char *kernel;   /* image file; NULL: .demo must be set */
     const char *initrd;
     const char *append;   /* the guest's command line */
+    const char *const *modules; /* multiboot modules, each "FILE[ ARGUMENTS]" */
+    unsigned nmodules;
     bool demo;            /* boot the demo hypervisor built into the library */
+    bool hyperv;          /* offer Hyper-V's interface, with the enlightened VMCS; needs VT-x */
     bool debug_exit;      /* port 0xF4 ends the run; also adds the rest of the test device */
     bool no_reboot;       /* a guest's reset ends the run */
     int64_t rtc_epoch;    /* Unix time the RTC starts with; 0: the host's (under icount: 2000-01-01) */
@@ -81,6 +88,15 @@ void nestor_free(struct nestor *n);
  */
 int nestor_gdb(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
 
+/*
+ * The monitor: commands like those of gdb's "monitor", and more, on a Unix socket "unix:PATH"; @wait: nothing
+ * runs before somebody has connected. Or on @fd, a connected stream socket that becomes the machine's.
+ */
+int nestor_monitor(struct nestor *n, const char *address, bool wait, struct nestor_error *err);
+int nestor_monitor_fd(struct nestor *n, int fd, bool wait);
+/* Names for guest addresses, from the symbol table of an ELF file; may be called for several. */
+int nestor_symbols(struct nestor *n, const char *path, struct nestor_error *err);
+
 /* Runs until something of enum nestor_stop_reason happens; @timeout in seconds, 0 for none. */
 struct nestor_result nestor_run(struct nestor *n, double timeout);
 /* Makes nestor_run() return soon. May be called from another thread or a signal handler. */
@@ -91,7 +107,7 @@ void nestor_print_stats(struct nestor *n, FILE *out);
 /* The registers of every processor, for a report. */
 void nestor_print_registers(struct nestor *n, FILE *out);
 
-/* "cpus", "instructions", "vmcs-fields", "vmentry-checks", "devices", "events". False: no such list. */
+/* "cpus", "instructions", "vmcs-fields", "vmcb-fields", "vmentry-checks", "vmx-caps", "devices", "events". False: no such list. */
 bool nestor_list(const char *what, FILE *out);
 
 /*

@@ -18,13 +18,14 @@ u64 clock_now(const struct clock *c)
 {
     if (c->kind == CLOCK_HOST)
         return host_now() - c->host_base;
-    return c->icount_ns + (c->live ? *c->live - c->live_base : 0);
+    return c->icount_ns + (c->live ? c->live->count(c->live_of) - c->live_base : 0);
 }
 
-void clock_follow(struct clock *c, const u64 *live)
+void clock_follow(struct clock *c, const struct clock_source *live, void *opaque)
 {
     c->live = live;
-    c->live_base = live ? *live : 0;
+    c->live_of = opaque;
+    c->live_base = live ? live->count(opaque) : 0;
 }
 
 u64 clock_stop(const struct clock *c) { return clock_now(c); }
@@ -61,7 +62,7 @@ void timer_init(struct timer *t, struct clock *c, void (*fire)(void *opaque), vo
     *t = (struct timer){.clock = c, .fire = fire, .opaque = opaque};
 }
 
-void timer_cancel(struct timer *t)
+static void unlink_timer(struct timer *t)
 {
     if (!t->armed)
         return;
@@ -72,14 +73,32 @@ void timer_cancel(struct timer *t)
     t->armed = false;
 }
 
+void timer_cancel(struct timer *t)
+{
+    if (!t->armed)
+        return;
+    lock_take(t->clock->lock);
+    unlink_timer(t);
+    lock_give(t->clock->lock);
+}
+
 void timer_arm(struct timer *t, u64 deadline)
 {
-    timer_cancel(t);
+    struct clock *c = t->clock;
+    lock_take(c->lock);
+    unlink_timer(t);
     t->deadline = deadline;
     t->armed = true;
-    struct timer **p = &t->clock->armed;
+    struct timer **p = &c->armed;
     while (*p && (*p)->deadline <= deadline)
         p = &(*p)->next;
     t->next = *p;
     *p = t;
+    if (c->live && c->armed == t) {
+        u64 now = clock_now(c);
+        c->live->due(c->live_of, deadline > now ? deadline - now : 0);
+    }
+    if (c->armed == t && c->sooner)
+        c->sooner(c->sooner_opaque);
+    lock_give(c->lock);
 }

@@ -21,9 +21,11 @@ void log_line(enum log_category c, const char *fmt, ...)
     FILE *f = log_file ? log_file : stderr;
     va_list ap;
     va_start(ap, fmt);
+    flockfile(f); /* one line at a time, whichever thread speaks */
     fprintf(f, "%s: ", categories[c].name);
     vfprintf(f, fmt, ap);
     fputc('\n', f);
+    funlockfile(f);
     va_end(ap);
 }
 
@@ -61,4 +63,20 @@ void log_list(FILE *out)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
         fprintf(out, "%-14s %s\n", categories[i].name, categories[i].help);
+}
+
+void log_list_enabled(FILE *out)
+{
+    fputs("traced:", out);
+    for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
+        if (log_mask >> i & 1)
+            fprintf(out, " %s", categories[i].name);
+    fputc('\n', out);
+}
+
+void log_complete(FILE *out, const char *before, const char *text)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(categories); i++)
+        if (!strncmp(categories[i].name, text, strlen(text)))
+            fprintf(out, "%s%s\n", before, categories[i].name);
 }

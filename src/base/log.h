@@ -33,3 +33,7 @@ int log_enable(const char *names, struct error *err);
 int log_open(const char *path, struct error *err);
 /* A line for each category. */
 void log_list(FILE *out);
+/* The names of those that are on. */
+void log_list_enabled(FILE *out);
+/* For completion: @before and each name that begins with @text, a line each. */
+void log_complete(FILE *out, const char *before, const char *text);

@@ -26,7 +26,7 @@ struct command {
     const struct option_row *options; /* ended by a row without a name */
     int (*run)(int argc, char **argv);
 };
-extern const struct command command_run, command_demo, command_list, command_vmcs_check, command_explain;
+extern const struct command command_run, command_demo, command_list, command_monitor, command_vmcs_check, command_explain;
 
 /* options.c */
 /*
@@ -38,8 +38,17 @@ int options_parse(const struct command *c, int argc, char **argv, void *target, 
 void command_help(const struct command *c);
 int usage_error(const struct command *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* monitor.c: a person or a program in front of the monitor. */
+struct monitor_client;
+/* For --monitor stdio: a client on a thread of its own; *fd is the machine's end. NULL: no memory or descriptors. */
+struct monitor_client *monitor_client_start(int *fd);
+/* Waits for the end of the conversation, which the machine's end has closed. */
+void monitor_client_end(struct monitor_client *c);
+/* SIGINT holds the machine instead of ending the run, while there is a client. Async-signal-safe. */
+bool monitor_client_interrupt(void);
+
 /* terminal.c: the console. The terminal is restored however the program ends. */
-enum console_kind { CONSOLE_NONE, CONSOLE_STDIO, CONSOLE_FILE };
+enum console_kind { CONSOLE_NONE, CONSOLE_STDIO, CONSOLE_OUTPUT /* standard output only */, CONSOLE_FILE };
 struct console;
 struct console *console_open(enum console_kind kind, const char *path, struct nestor_error *err);
 void console_close(struct console *c);

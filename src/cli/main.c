@@ -10,18 +10,18 @@ static int list_command(int argc, char **argv)
     if (r)
         return r < 0 ? 0 : r;
     if (!what || !nestor_list(what, stdout))
-        return usage_error(&command_list, "%s%s%s, expected cpus, instructions, vmcs-fields, vmcb-fields, vmentry-checks, devices or events",
+        return usage_error(&command_list, "%s%s%s, expected cpus, instructions, vmcs-fields, vmcb-fields, vmentry-checks, vmx-caps, devices or events",
                            what ? "unknown list '" : "a list is missing", what ? what : "", what ? "'" : "");
     return 0;
 }
 
 static const struct option_row no_options[] = {{0}};
 const struct command command_list = {
-    .name = "list", .args = "cpus|instructions|vmcs-fields|vmcb-fields|vmentry-checks|devices|events", .options = no_options,
+    .name = "list", .args = "cpus|instructions|vmcs-fields|vmcb-fields|vmentry-checks|vmx-caps|devices|events", .options = no_options,
     .run = list_command, .summary = "Prints a table of what Nestor knows.",
 };
 
-static const struct command *const commands[] = {&command_run, &command_demo, &command_list, &command_vmcs_check, &command_explain};
+static const struct command *const commands[] = {&command_run, &command_demo, &command_list, &command_monitor, &command_vmcs_check, &command_explain};
 
 static void help(void)
 {

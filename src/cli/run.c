@@ -5,14 +5,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MODULES_MAX 16
+
 struct run_options {
     struct nestor_config config;
     enum console_kind console;
+    bool console_given;
     const char *console_path;
     double timeout;
-    const char *gdb;
-    bool gdb_wait;
+    const char *gdb, *monitor;
+    bool gdb_wait, monitor_wait;
+    const char *symbols[8];
+    unsigned nsymbols;
+    char vmx_cap[2000];
     bool stats;
+    const char *modules[MODULES_MAX];
 };
 
 static int fail(struct nestor_error *err, const char *expected)
@@ -35,6 +42,23 @@ STRING_OPTION(kernel, kernel)
 STRING_OPTION(initrd, initrd)
 STRING_OPTION(append, append)
 STRING_OPTION(engine, engine)
+STRING_OPTION(svm_cap, svm_cap)
+STRING_OPTION(mmu, mmu)
+
+/* May be given several times: the texts are one list. */
+static int set_vmx_cap(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = OPTIONS(target);
+    size_t used = strlen(o->vmx_cap), more = strlen(value);
+    if (used + more + 2 > sizeof(o->vmx_cap))
+        return fail(err, "at most 2000 characters");
+    if (used)
+        o->vmx_cap[used++] = ',';
+    strcpy(o->vmx_cap + used, value);
+    o->config.vmx_cap = o->vmx_cap;
+    return 0;
+}
+
 
 static int set_memory(void *target, const char *value, struct nestor_error *err)
 {
@@ -65,6 +89,7 @@ static int set_smp(void *target, const char *value, struct nestor_error *err)
 static int set_serial(void *target, const char *value, struct nestor_error *err)
 {
     struct run_options *o = OPTIONS(target);
+    o->console_given = true;
     if (!strcmp(value, "stdio"))
         o->console = CONSOLE_STDIO;
     else if (!strcmp(value, "none"))
@@ -85,6 +110,13 @@ static int set_clock(void *target, const char *value, struct nestor_error *err)
         OPTIONS(target)->config.clock = NESTOR_CLOCK_ICOUNT;
     else
         return fail(err, "host or icount");
+    return 0;
+}
+
+static int set_threads(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.threads = true;
     return 0;
 }
 
@@ -138,6 +170,46 @@ static int set_gdb_wait(void *target, const char *value, struct nestor_error *er
     return 0;
 }
 
+static int add_module(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = target;
+    if (o->config.nmodules == MODULES_MAX)
+        return fail(err, "at most 16 modules");
+    o->modules[o->config.nmodules++] = value;
+    o->config.modules = o->modules;
+    return 0;
+}
+
+static int set_hyperv(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->config.hyperv = true;
+    return 0;
+}
+
+static int set_monitor(void *target, const char *value, struct nestor_error *err)
+{
+    (void)err;
+    OPTIONS(target)->monitor = value;
+    return 0;
+}
+
+static int set_monitor_wait(void *target, const char *value, struct nestor_error *err)
+{
+    (void)value, (void)err;
+    OPTIONS(target)->monitor_wait = true;
+    return 0;
+}
+
+static int set_symbols(void *target, const char *value, struct nestor_error *err)
+{
+    struct run_options *o = OPTIONS(target);
+    if (o->nsymbols == sizeof(o->symbols) / sizeof(o->symbols[0]))
+        return fail(err, "at most 8 files");
+    o->symbols[o->nsymbols++] = value;
+    return 0;
+}
+
 static int set_stats(void *target, const char *value, struct nestor_error *err)
 {
     (void)value, (void)err;
@@ -146,11 +218,18 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 }
 
 #define CPU_OPTION {"cpu", "MODEL[,+NAME][,-NAME]", "processor model and features (default intel; nestor list cpus)", set_cpu}
-#define ENGINE_OPTION {"engine", "NAME", "interp, jit, or lockstep: both, compared (default interp)", set_engine}
+#define CAP_OPTIONS                                                                                             \
+    {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
+    {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A", set_svm_cap}
+#define ENGINE_OPTION {"engine", "NAME", "jit, interp, or lockstep: both, compared (default jit)", set_engine}
+#define MMU_OPTION {"mmu", "shadow|walk|check", "what answers a TLB miss: shadow page tables, walks, or both, compared (default shadow)", set_mmu}
 #define TIMEOUT_OPTION {"timeout", "SECONDS", "give up after this much host time, exit status 124", set_timeout}
 #define GDB_OPTIONS                                                                                             \
     {"gdb", "unix:PATH|[HOST:]PORT", "let gdb connect there (HOST: 127.0.0.1 unless given)", set_gdb},            \
-    {"gdb-wait", NULL, "with --gdb: run nothing before gdb has connected", set_gdb_wait}
+    {"gdb-wait", NULL, "with --gdb: run nothing before gdb has connected", set_gdb_wait},                       \
+    {"monitor", "stdio|unix:PATH", "the built-in debugger, here or on a socket (nestor monitor PATH)", set_monitor},  \
+    {"monitor-wait", NULL, "with --monitor: run nothing before it says continue", set_monitor_wait},              \
+    {"symbols", "ELF", "names for guest addresses; may be given several times", set_symbols}
 #define TRACE_OPTIONS                                                                                           \
     {"trace", "EVENT[,EVENT]", "log these events (nestor list events), or all", set_trace},                       \
     {"log", "FILE", "write the log there instead of standard error", set_log}
@@ -158,16 +237,21 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 static const struct option_row run_rows[] = {
     {"kernel", "FILE", "image to boot: bzImage, multiboot 1 or ELF with PVH note (same as IMAGE)", set_kernel},
     {"initrd", "FILE", "initial RAM disk, or multiboot module", set_initrd},
+    {"module", "FILE[ TEXT]", "another multiboot module, with its command line; may be repeated", add_module},
     {"append", "TEXT", "the guest's command line", set_append},
     CPU_OPTION,
+    CAP_OPTIONS,
     {"memory", "SIZE", "RAM, e.g. 512M, 4G; a bare number is MiB (default 2G)", set_memory},
     {"smp", "N", "processors, 1 to 64 (default 1)", set_smp},
+    {"threads", NULL, "every processor on a host thread of its own", set_threads},
+    {"hyperv", NULL, "offer Hyper-V's interface: enlightened VMCS, hypercalls, reference time", set_hyperv},
     {"serial", "stdio|file:PATH|none", "the first serial port (default stdio; Ctrl-A X ends the run)", set_serial},
     {"debug-exit", NULL, "port 0xf4 ends the run with status (value << 1) | 1; adds the test devices", set_debug_exit},
     {"no-reboot", NULL, "a guest's reset ends the run", set_no_reboot},
     {"clock", "host|icount", "time follows the host, or the instruction count (default host)", set_clock},
     TIMEOUT_OPTION,
     ENGINE_OPTION,
+    MMU_OPTION,
     {"stats", NULL, "print at the end what ran, and the VM exits by reason", set_stats},
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -176,7 +260,9 @@ static const struct option_row run_rows[] = {
 
 static const struct option_row demo_rows[] = {
     CPU_OPTION,
+    CAP_OPTIONS,
     ENGINE_OPTION,
+    MMU_OPTION,
     TIMEOUT_OPTION,
     GDB_OPTIONS,
     TRACE_OPTIONS,
@@ -213,8 +299,19 @@ static int run_machine(const struct command *c, struct run_options *o)
     struct nestor_error err;
     o->config.api_version = NESTOR_API_VERSION;
     o->config.serial_wait_fd = -1;
+    bool on_stdio = o->monitor && !strcmp(o->monitor, "stdio");
     if (o->gdb_wait && !o->gdb)
         return usage_error(c, "--gdb-wait: expected --gdb too");
+    if ((o->gdb || o->monitor) && o->config.threads)
+        return usage_error(c, "--%s: expected no --threads; a debugger stops all processors between two instructions",
+                           o->gdb ? "gdb" : "monitor");
+    if (o->monitor_wait && !o->monitor)
+        return usage_error(c, "--monitor-wait: expected --monitor too");
+    if (on_stdio && o->console == CONSOLE_STDIO) {
+        if (o->console_given)
+            return usage_error(c, "--monitor stdio: standard input is the serial port's, expected --serial file:PATH or none");
+        o->console = CONSOLE_OUTPUT;
+    }
     struct console *console = console_open(o->console, o->console_path, &err);
     if (!console)
         return usage_error(c, "--serial file:%s", err.text);
@@ -224,13 +321,25 @@ static int run_machine(const struct command *c, struct run_options *o)
         console_close(console);
         return usage_error(c, "%s", err.text);
     }
-    if (o->gdb && nestor_gdb(n, o->gdb, o->gdb_wait, &err)) {
+    int bad = (o->gdb && nestor_gdb(n, o->gdb, o->gdb_wait, &err)) ||
+              (o->monitor && !on_stdio && nestor_monitor(n, o->monitor, o->monitor_wait, &err));
+    for (unsigned i = 0; i < o->nsymbols && !bad; i++)
+        bad = nestor_symbols(n, o->symbols[i], &err);
+    if (bad) {
         nestor_free(n);
         console_close(console);
         return usage_error(c, "%s", err.text);
     }
+    struct monitor_client *client = NULL;
+    int fd;
+    if (on_stdio && !(client = monitor_client_start(&fd)))
+        return usage_error(c, "--monitor stdio: cannot be started");
+    if (client)
+        nestor_monitor_fd(n, fd, o->monitor_wait);
     console_start(console, n);
     struct nestor_result r = nestor_run(n, o->timeout);
+    if (client)
+        monitor_client_end(client);
     console_close(console);
     int status = finish(c, n, r, o->timeout);
     if (o->stats)

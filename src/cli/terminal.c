@@ -32,7 +32,8 @@ static void restore_terminal(void)
 
 static void on_terminate(int signo)
 {
-    (void)signo;
+    if (signo == SIGINT && monitor_client_interrupt())
+        return;
     if (stop_machine)
         nestor_stop(stop_machine);
 }
@@ -71,9 +72,9 @@ struct console *console_open(enum console_kind kind, const char *path, struct ne
             free(c);
             return NULL;
         }
-    } else if (kind == CONSOLE_STDIO) {
+    } else if (kind == CONSOLE_STDIO || kind == CONSOLE_OUTPUT) {
         c->out = stdout;
-        c->input = true;
+        c->input = kind == CONSOLE_STDIO;
     }
     return c;
 }

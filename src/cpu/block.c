@@ -111,6 +111,16 @@ static void fetch_translate(struct vcpu *v, gva_t la, struct fetch *f)
     *f = (struct fetch){.la = la, .pa = t.pa, .host = t.host};
 }
 
+/* Likewise, but .pa is left out when the TLB knows where the bytes are. */
+static void fetch_locate(struct vcpu *v, gva_t la, struct fetch *f)
+{
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (likely(e->tag_exec == (la & PAGE_MASK)))
+        *f = (struct fetch){.la = la, .host = (u8 *)(uintptr_t)(la + e->addend)};
+    else
+        fetch_translate(v, la, f);
+}
+
 static void decode_context(const struct vcpu *v, struct decode_ctx *ctx)
 {
     *ctx = (struct decode_ctx){
@@ -159,8 +169,10 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     struct code_page *page = page_get(ip, host);
     const struct region *region = physmap_find(v->pm, f->pa);
     /* Tracked before it is read: a write by somebody else from now on is noticed. */
-    if (!page->blocks && region && region->kind == REGION_RAM)
+    if (!page->blocks && region && region->kind == REGION_RAM) {
+        physmap_note_user(v->pm, f->pa, PAGE_HOLDERS, v->index);
         physmap_set_page_flag(v->pm, f->pa & PAGE_MASK, PAGE_CODE);
+    }
 
     struct decode_ctx ctx;
     decode_context(v, &ctx);
@@ -200,6 +212,7 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     b->heat = 0;
     b->code = NULL;
     b->links = NULL;
+    b->users = NULL;
     b->hash_next = *head;
     b->page_next = page->blocks;
     *head = b;
@@ -214,12 +227,48 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     return b;
 }
 
+struct block *block_known(struct interp *ip, u64 host, u32 mode)
+{
+    struct block *b = *bucket(ip, host, mode);
+    while (b && (b->host != host || b->mode != mode))
+        b = b->hash_next;
+    return b;
+}
+
+/* Few bytes, mostly: a call costs more than the comparison. */
+static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
+{
+    while (n && *a == *b)
+        a++, b++, n--;
+    return !n;
+}
+
+/* The instruction at @la if it crosses into the next page, is known, and the TLB says that its bytes are what they were. */
+static struct block *cross_find(struct vcpu *v, gva_t la, u32 mode)
+{
+    const struct cross *c = &v->interp->cross[hash64(la, CROSS_BITS)];
+    unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
+    if (c->la != la || !c->block || c->block->mode != mode || c->block->bytes <= first || v->code_mode != CODE_64)
+        return NULL;
+    const struct tlb_entry *e = tlb_slot(v, la), *next = tlb_slot(v, la + first);
+    if (e->tag_exec != (la & PAGE_MASK) || next->tag_exec != la + first ||
+        !same_bytes(c->bytes, (const u8 *)(uintptr_t)(la + e->addend), first) ||
+        !same_bytes(c->bytes + first, (const u8 *)(uintptr_t)(la + first + next->addend), c->block->bytes - first))
+        return NULL;
+    return c->block;
+}
+
 struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
 {
     struct interp *ip = v->interp;
     struct fetch f = {.la = la};
     bool translated = false;
     ip->stats.lookups++;
+    if ((la & ~PAGE_MASK) > PAGE_SIZE - 15) {
+        struct block *b = cross_find(v, la, mode);
+        if (b)
+            return b;
+    }
     const struct tlb_entry *e = tlb_slot(v, la);
     if (e->tag_exec == (la & PAGE_MASK)) {
         f.host = (u8 *)(uintptr_t)(la + e->addend);
@@ -230,9 +279,7 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
             return block_single(v);
     }
     u64 host = (u64)(uintptr_t)f.host;
-    struct block *b = *bucket(ip, host, mode);
-    while (b && (b->host != host || b->mode != mode))
-        b = b->hash_next;
+    struct block *b = block_known(ip, host, mode);
     if (!b) {
         if (!translated) /* the TLB does not know the physical address */
             fetch_translate(v, la, &f);
@@ -269,7 +316,7 @@ struct block *block_single(struct vcpu *v)
             avail = (unsigned)(limit - v->rip) + 1;
     }
     gva_t la = (v->seg_base[SEG_CS] + v->rip) & v->linear_mask;
-    fetch_translate(v, la, &f);
+    fetch_locate(v, la, &f);
     unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
     if (first > avail)
         first = avail;
@@ -287,7 +334,7 @@ struct block *block_single(struct vcpu *v)
     enum decode_status status = known && !memcmp(c->bytes, bytes, first) && c->block->insn[0].len > first ?
                                     DECODE_SHORT : insn_decode(&ctx, bytes, first, &i);
     if (status == DECODE_SHORT && first < avail) {
-        fetch_translate(v, (la + first) & v->linear_mask, &f);
+        fetch_locate(v, (la + first) & v->linear_mask, &f);
         fetch_bytes(v, &f, bytes + first, avail - first);
         have = avail;
         if (known && c->block->insn[0].len <= have && !memcmp(c->bytes, bytes, c->block->insn[0].len))
@@ -311,7 +358,9 @@ struct block *block_single(struct vcpu *v)
     }
     c->la = la;
     memcpy(c->bytes, bytes, sizeof(bytes));
-    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = false};
+    const struct insn_row *row = insn_row(&i);
+    bool near = !(row->checks & CHK_END) || near_branch(&i, row);
+    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = near};
     c->block->insn[0] = i;
     return c->block;
 }
@@ -327,7 +376,7 @@ static void block_unlink(struct vcpu *v, struct block *b)
     if (*p)
         *p = b->hash_next;
     b->mode = 0;
-    if (b->code)
+    if (b->code || b->users)
         ip->block_died(v, b);
 }
 

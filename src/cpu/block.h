@@ -26,6 +26,7 @@ struct block {
     u32 heat;       /* for a second engine: executions so far, and */
     void *code;     /* its translation; NULL: none */
     void *links;    /* what the translation is linked with */
+    void *users;    /* translations that begin elsewhere and contain this block */
     struct block *hash_next;
     struct block *page_next;
     struct insn insn[];
@@ -68,7 +69,7 @@ struct interp {
     u32 unwinds;                /* since the engine was entered */
     u64 traced[16];             /* registers before the instruction being traced */
     struct interp_stats stats;
-    /* A second engine's: @b, which has code, is dead; all blocks are gone. */
+    /* A second engine's: @b, which has code or users, is dead; all blocks are gone. */
     void (*block_died)(struct vcpu *v, struct block *b);
     void (*blocks_flushed)(struct vcpu *v);
 };
@@ -85,6 +86,8 @@ struct interp *interp_new(void);
 void interp_free(struct interp *ip);
 /* The block at v->rip, whose linear address is @la; raises the fault that fetching meets. */
 struct block *block_find(struct vcpu *v, gva_t la, u32 mode);
+/* The block of @mode at host address @host if it has been decoded, else NULL. */
+struct block *block_known(struct interp *ip, u64 host, u32 mode);
 /* One instruction at v->rip, fetched with every check: for what cannot be a cached block. */
 struct block *block_single(struct vcpu *v);
 /* Physical bytes were written: kills the blocks that contain any of them. */

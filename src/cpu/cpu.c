@@ -51,6 +51,7 @@ void vcpu_free(struct vcpu *v)
     if (!v)
         return;
     borrow_free(v);
+    free(v->exits);
     mmu_free(v->mmu);
     free(v);
 }
@@ -204,7 +205,18 @@ static void pin_intr(void *cpu, bool asserted)
         atomic_fetch_and_explicit(&v->requests, ~(u32)REQ_INTR, memory_order_release);
 }
 
-static void pin_nmi(void *cpu) { vcpu_request(cpu, REQ_NMI); }
+/*
+ * A processor takes an NMI within an instruction or so, and holds one more that comes from then on until
+ * IRET (SDM vol. 3 "Handling Multiple NMIs"). This one may notice later, and has not lost what came after.
+ */
+static void pin_nmi(void *cpu)
+{
+    struct vcpu *v = cpu;
+    u32 old = atomic_load(&v->requests);
+    while (!atomic_compare_exchange_weak(&v->requests, &old, old | (old & REQ_NMI && !v->nmi_blocked ? REQ_NMI_AGAIN : REQ_NMI)))
+        ;
+    vcpu_request(v, 0);
+}
 static void pin_smi(void *cpu) { vcpu_request(cpu, REQ_SMI); }
 static void pin_init(void *cpu) { vcpu_request(cpu, REQ_INIT); }
 

@@ -25,6 +25,8 @@ struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err);
 void vcpu_free(struct vcpu *v);
 void vcpu_attach_intc(struct vcpu *v, const struct intc_ops *ops, void *intc); /* also reads apic_page */
 void cpu_reset(struct vcpu *v);             /* power-on or RESET: SDM table "processor state following..." */
+/* Whether the store that MWAIT waits for has come, or the wait has been long enough: then it is over. */
+bool cpu_mwait_over(struct vcpu *v);
 void cpu_init_signal(struct vcpu *v);       /* INIT */
 void cpu_firmware_defaults(struct vcpu *v); /* what PC firmware has set before it boots a system: FEATURE_CONTROL, MTRRs */
 extern const struct cpu_pins vcpu_pins;     /* opaque is the struct vcpu */
@@ -87,6 +89,12 @@ static inline bool cpu_trap_pending(const struct vcpu *v) { return v->pending_db
 void cpu_rearm(struct vcpu *v);
 /* Set the STI / MOV SS shadow: holds for the next instruction only. */
 void cpu_set_shadow(struct vcpu *v, u8 shadow);
+
+/* ---- the count of instructions (interp.c) ---- */
+/* Exact even while a body runs, unlike v->icount, which engines bring up to date at the end of a block. */
+u64 cpu_retired(const struct vcpu *v);
+/* The engine returns after @count more instructions (1: behind the one in hand), or sooner. */
+void cpu_end_slice(struct vcpu *v, u64 count);
 
 /* ---- segments and far transfers (segment.c, far.c, task.c) ---- */
 struct descriptor { u64 lo, hi; };

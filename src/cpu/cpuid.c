@@ -6,6 +6,7 @@
 #include "cpu/mem.h"
 #include "base/log.h"
 #include "cpu/bodies_sys.h"
+#include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
 #include "cpu/xstate.h"
@@ -380,7 +381,7 @@ static bool in_range(struct vcpu *v, u32 leaf)
     if (leaf >= 0x80000000)
         return leaf <= v->model->max_ext_leaf;
     if (leaf >= 0x40000000)
-        return cpu_has(v, FEAT_HYPERVISOR) && leaf <= 0x40000010;
+        return cpu_has(v, FEAT_HYPERVISOR) && leaf <= (v->hyperv ? HV_MAX_LEAF : 0x40000010);
     u32 max[4] = {0};
     leaf_0(v, 0, max);
     return leaf <= max[EAX];
@@ -397,6 +398,10 @@ void cpu_cpuid(struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4])
         u32 max[4] = {0};
         leaf_0(v, 0, max);
         leaf = max[EAX];
+    }
+    if (v->hyperv && leaf >= 0x40000000 && leaf <= HV_MAX_LEAF) {
+        hyperv_cpuid(v, leaf, out);
+        return;
     }
     for (unsigned n = 0; n < ARRAY_SIZE(leaves); n++)
         if (leaves[n].leaf == leaf) {

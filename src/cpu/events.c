@@ -151,6 +151,7 @@ static void handle_exception(struct vcpu *v)
 
 void cpu_handle_unwind(struct vcpu *v, int reason)
 {
+    mem_together(v);
     if (reason == UNWIND_EXCEPTION)
         handle_exception(v);
     else if (reason == UNWIND_EXIT)
@@ -334,6 +335,7 @@ void cpu_deliver(struct vcpu *v, const struct event *event)
                                            : v->code_mode == CODE_32 ? 0xffffffffull
                                                                      : 0xffffull);
     v->delivering = ev;
+    u64 from = v->rip;
     log_at(exception, "cpu%u: vector %u type %u error %x at %04x:%016llx cpl %u payload %llx", v->index, ev.vector, ev.type,
            ev.error, v->seg[SEG_CS].sel, (unsigned long long)v->rip, v->cpl, (unsigned long long)ev.payload);
     if (!(v->cr0 & CR0_PE))
@@ -342,6 +344,8 @@ void cpu_deliver(struct vcpu *v, const struct event *event)
         deliver_long(v, &ev, ret);
     else
         deliver_protected(v, &ev, ret);
+    if (unlikely(v->debugctl & DEBUGCTL_LBR))
+        branch_record_event(v, from);
     v->next_rip = v->rip;
     v->delivering.valid = false;
     if (v->activity != ACTIVITY_ACTIVE)
@@ -421,6 +425,7 @@ void cpu_software_interrupt(struct vcpu *v, unsigned vector, enum event_type typ
 
 #define AGE_SHADOW (SHADOW_STI | SHADOW_MOVSS)
 #define AGE_RF BIT(7)
+#define AGE_RECORD BIT(6) /* branches are recorded */
 
 /* DR7 enables an instruction breakpoint: R/W and LEN 0, L or G set. */
 static bool code_breakpoints(const struct vcpu *v)
@@ -502,6 +507,8 @@ static void age(struct vcpu *v, u32 att)
         v->shadow &= (u8)~(v->aging & AGE_SHADOW);
         if ((v->aging & AGE_RF) && finished)
             v->rflags &= ~FL_RF;
+        if (v->aging & AGE_RECORD)
+            branch_record_instruction(v);
         v->aging = 0;
     }
     if (!(att & ATT_TF))
@@ -599,7 +606,9 @@ static bool interrupt_wanted(struct vcpu *v, u32 req)
 
 static void take_nmi(struct vcpu *v)
 {
-    take_request(v, REQ_NMI);
+    u32 old = atomic_load(&v->requests); /* the second becomes the first */
+    while (!atomic_compare_exchange_weak(&v->requests, &old, old & ~(u32)(old & REQ_NMI_AGAIN ? REQ_NMI_AGAIN : REQ_NMI)))
+        ;
     v->nmi_pending = false;
     if (v->guest_mode)
         v->virt->nmi(v);
@@ -663,6 +672,7 @@ bool cpu_boundary(struct vcpu *v)
             cpu_attention(v, ATT_IRQ_WINDOW);
             return false;
         }
+        v->monitor_armed = false;
         if (v->activity != ACTIVITY_SHUTDOWN)
             v->activity = ACTIVITY_ACTIVE;
     } else if ((att & ATT_VIRT) && v->guest_mode) {
@@ -711,6 +721,8 @@ bool cpu_boundary(struct vcpu *v)
         else
             v->rflags &= ~FL_RF; /* nobody left to see it: faults push 1 anyway */
     }
+    if (unlikely(v->debugctl & DEBUGCTL_LBR) && branch_recording(v))
+        v->aging |= AGE_RECORD;
     if (v->aging)
         next |= ATT_SHADOW;
     if (v->rflags & FL_TF)

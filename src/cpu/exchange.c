@@ -1,7 +1,7 @@
 /*
  * XCHG, XADD, CMPXCHG*, and the bit tests whose register bit number reaches beyond the operand. With
- * LOCK (XCHG: always) the host's atomic instruction works on the place itself when it is ordinary
- * aligned RAM; where the slow path serves the access, nobody else reaches the bytes meanwhile.
+ * LOCK (XCHG: always) the host's atomic instruction works on the place itself when it is RAM within a
+ * cache line; elsewhere nobody else reaches the bytes meanwhile (rmw_alone()).
  */
 #include "cpu/bodies_int.h"
 #include "cpu/operand.h"
@@ -55,10 +55,15 @@ void insn_xchg(struct vcpu *v, const struct insn *i)
     if (i->flags & INSN_MEM) {
         struct rmw m;
         old = rmw_begin(v, i->seg, insn_ea(v, i), &m, size);
-        if (likely(rmw_atomic(&m, size)))
-            old = atomic_exchange_sized(m.host, x, size);
-        else
+        void *at = rmw_place(&m, size);
+        if (likely(at != NULL)) {
+            old = atomic_exchange_sized(at, x, size);
+            rmw_told(v, &m, size);
+        } else {
+            old = rmw_alone(v, &m, old, size);
             rmw_end(v, &m, x, size);
+            mem_together(v);
+        }
     } else {
         unsigned rm = size == 1 ? i->rm8 : i->rm;
         old = reg_get(v, rm, size);
@@ -94,10 +99,16 @@ void insn_xadd(struct vcpu *v, const struct insn *i)
     if (i->flags & INSN_MEM) {
         struct rmw m;
         old = rmw_begin(v, i->seg, insn_ea(v, i), &m, size);
-        if ((i->flags & INSN_LOCK) && rmw_atomic(&m, size))
-            old = atomic_add_sized(m.host, x, size);
-        else
+        void *at = i->flags & INSN_LOCK ? rmw_place(&m, size) : NULL;
+        if (likely(at != NULL)) {
+            old = atomic_add_sized(at, x, size);
+            rmw_told(v, &m, size);
+        } else {
+            if (i->flags & INSN_LOCK)
+                old = rmw_alone(v, &m, old, size);
             rmw_end(v, &m, old + x, size);
+            mem_together(v);
+        }
         reg_set(v, reg, old, size);
     } else {
         unsigned rm = size == 1 ? i->rm8 : i->rm;
@@ -108,6 +119,22 @@ void insn_xadd(struct vcpu *v, const struct insn *i)
     flags_add(v, old, x, size);
 }
 
+/* In memory, where begin has read @old; returns what was there. */
+static u64 compare_exchange(struct vcpu *v, const struct insn *i, struct rmw *m, u64 old, u64 expected, u64 x, unsigned size)
+{
+    void *at = i->flags & INSN_LOCK ? rmw_place(m, size) : NULL;
+    if (likely(at != NULL)) {
+        old = atomic_cmpxchg_sized(at, expected, x, size);
+        rmw_told(v, m, size);
+        return old;
+    }
+    if (i->flags & INSN_LOCK)
+        old = rmw_alone(v, m, old, size);
+    rmw_end(v, m, old == expected ? x : old, size); /* written either way (SDM vol. 2 "CMPXCHG") */
+    mem_together(v);
+    return old;
+}
+
 void insn_cmpxchg(struct vcpu *v, const struct insn *i)
 {
     unsigned size = row_size(i);
@@ -115,10 +142,7 @@ void insn_cmpxchg(struct vcpu *v, const struct insn *i)
     if (i->flags & INSN_MEM) {
         struct rmw m;
         old = rmw_begin(v, i->seg, insn_ea(v, i), &m, size);
-        if ((i->flags & INSN_LOCK) && rmw_atomic(&m, size))
-            old = atomic_cmpxchg_sized(m.host, acc, x, size);
-        else /* the destination is written either way (SDM vol. 2 "CMPXCHG") */
-            rmw_end(v, &m, old == acc ? x : old, size);
+        old = compare_exchange(v, i, &m, old, acc, x, size);
     } else {
         unsigned rm = size == 1 ? i->rm8 : i->rm;
         old = reg_get(v, rm, size);
@@ -137,10 +161,7 @@ void insn_cmpxchg8b(struct vcpu *v, const struct insn *i)
     struct rmw m;
     u64 expected = v->gpr[RDX] << 32 | (u32)v->gpr[RAX], x = v->gpr[RCX] << 32 | (u32)v->gpr[RBX];
     u64 old = rmw_begin64(v, i->seg, insn_ea(v, i), &m);
-    if ((i->flags & INSN_LOCK) && rmw_atomic(&m, 8))
-        old = atomic_cmpxchg_sized(m.host, expected, x, 8);
-    else
-        rmw_end64(v, &m, old == expected ? x : old);
+    old = compare_exchange(v, i, &m, old, expected, x, 8);
     put_zf(v, old == expected);
     if (old != expected) {
         v->gpr[RAX] = (u32)old;
@@ -165,9 +186,12 @@ void insn_cmpxchg16b(struct vcpu *v, const struct insn *i)
     } else {
         u64 now[2], next[2] = {v->gpr[RBX], v->gpr[RCX]};
         mem_probe_write(v, i->seg, ea, 16);
+        if (i->flags & INSN_LOCK)
+            mem_alone(v);
         mem_read_bytes(v, i->seg, ea, now, 16);
         equal = now[0] == old[0] && now[1] == old[1];
         mem_write_bytes(v, i->seg, ea, equal ? next : now, 16);
+        mem_together(v);
         old[0] = now[0];
         old[1] = now[1];
     }
@@ -194,15 +218,21 @@ static alwaysinline void bit_string(struct vcpu *v, const struct insn *i, enum b
     } else {
         struct rmw m;
         old = rmw_begin(v, i->seg, ea, &m, size);
+        void *at = i->flags & INSN_LOCK ? rmw_place(&m, size) : NULL;
+        if ((i->flags & INSN_LOCK) && !at)
+            old = rmw_alone(v, &m, old, size);
         for (;;) {
             u64 x = change == BIT_SET ? old | bit : change == BIT_RESET ? old & ~bit : old ^ bit;
-            if (!(i->flags & INSN_LOCK) || !rmw_atomic(&m, size)) {
+            if (!at) {
                 rmw_end(v, &m, x, size);
+                mem_together(v);
                 break;
             }
-            u64 now = atomic_cmpxchg_sized(m.host, old, x, size);
-            if (now == old)
+            u64 now = atomic_cmpxchg_sized(at, old, x, size);
+            if (now == old) {
+                rmw_told(v, &m, size);
                 break;
+            }
             old = now;
         }
     }

@@ -9,7 +9,7 @@ static enum run_result run(struct vcpu *v)
     int reason = setjmp(v->unwind);
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
+    return run_ended(v, log_on(LOG_insn) ? run_traced(v) : run_plain(v));
 }
 
 static int attach(struct vcpu *v)
@@ -40,5 +40,20 @@ const struct engine engine_interp = {
     .code_written = code_written,
     .holds_code = holds_code,
 };
+
+u64 cpu_retired(const struct vcpu *v)
+{
+    const struct interp *ip = v->interp;
+    return v->icount + (ip && ip->current && v->insn ? (u64)(v->insn - ip->start) : 0);
+}
+
+void cpu_end_slice(struct vcpu *v, u64 count)
+{
+    u64 end = cpu_retired(v) + count;
+    if (end >= v->budget_end)
+        return;
+    v->budget_end = end;
+    cpu_attention(v, ATT_BLOCK); /* the running block may be longer */
+}
 
 void interp_stats(const struct vcpu *v, struct interp_stats *stats) { *stats = v->interp->stats; }

@@ -48,5 +48,5 @@ enum run_result interp_run_debug(struct vcpu *v)
     int reason = setjmp(v->unwind);
     if (reason)
         run_unwound(v, reason);
-    return loop(v);
+    return run_ended(v, loop(v));
 }

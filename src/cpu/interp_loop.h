@@ -199,6 +199,13 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
     }
 }
 
+/* The engine returns: v->icount counts everything, nothing is under way. */
+static inline enum run_result run_ended(struct vcpu *v, enum run_result result)
+{
+    v->interp->current = NULL;
+    return result;
+}
+
 /*
  * After setjmp(v->unwind) returned @reason: counts what had been done, and delivers. True: the run loop
  * must be given its turn. A guest whose exception handlers fault at once retires nothing, so that the

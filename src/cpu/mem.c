@@ -77,16 +77,42 @@ static void watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
     }
 }
 
+/* Whether any byte of the access lies in the physical range; *pa becomes the first such. */
+static bool physical_in(struct vcpu *v, gva_t la, unsigned size, const struct debug_watch *w, u64 *pa)
+{
+    for (unsigned n = 0; n < size; n++) {
+        struct translation t;
+        struct walk walk;
+        if (!mmu_translate(v, (la + n) & v->linear_mask, ACCESS_READ | ACCESS_NO_AD, &t, &walk))
+            return false;
+        for (; n < size; n++, t.pa++) { /* to the end of the page */
+            if (t.pa - w->at < w->len) {
+                *pa = t.pa;
+                return true;
+            }
+            if (!((t.pa + 1) & ~PAGE_MASK))
+                break;
+        }
+    }
+    return false;
+}
+
 /* A debugger's watched ranges: noted, for it to see before the next instruction. */
 static void debug_watch_hit(struct vcpu *v, gva_t la, unsigned size, bool write)
 {
     struct vcpu_debug *d = v->debug;
     for (unsigned n = 0; n < d->nwatch; n++) {
         const struct debug_watch *w = &d->watch[n];
-        if (w->kind & (write ? WATCH_WRITE : WATCH_READ) && (la - w->la < w->len || w->la - la < size)) {
+        u64 at = la;
+        if (!(w->kind & (write ? WATCH_WRITE : WATCH_READ)))
+            continue;
+        if (w->physical && !physical_in(v, la, size, w, &at))
+            continue;
+        if (w->physical || at - w->at < w->len || w->at - at < size) {
             d->hit = true;
             d->hit_watch = *w;
-            d->hit_la = la - w->la < w->len ? la : w->la;
+            d->hit_la = w->physical || at - w->at < w->len ? la : w->at;
+            d->hit_pa = at;
             return;
         }
     }
@@ -376,7 +402,7 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
 u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
 {
     u32 access = ACCESS_READ | ACCESS_WRITE | mmu_access_mode(v);
-    m->host = NULL;
+    m->host = m->tracked = NULL;
     m->la = pointer(v, m->seg, m->la, size);
     check_alignment(v, m->la, size);
     if (likely(one_page(m->la, size))) {
@@ -384,6 +410,8 @@ u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size)
         translate(v, m->la, access, &t);
         if (likely(t.host && !t.page_flags && !(v->dr7 & 0xff) && !v->debug))
             m->host = t.host;
+        m->tracked = t.host;
+        m->pa = t.pa;
         /* The read half of a device access must not look like a write to it. */
         return value_read(v, m->la, &t, size, access & ~ACCESS_WRITE);
     }
@@ -400,6 +428,37 @@ void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size)
 {
     store_value(v, m->la, value, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, m->la, size, true);
+}
+
+void rmw_told_slow(struct vcpu *v, const struct rmw *m, unsigned size)
+{
+    physmap_written(v->pm, m->pa, size);
+    watch(v, m->la, size, true);
+}
+
+/* An exception in between ends it too (cpu_handle_unwind). */
+void mem_alone(struct vcpu *v)
+{
+    if (!v->alone && physmap_shared(v->pm)) {
+        physmap_stop_others(v->pm);
+        v->alone = true;
+    }
+}
+
+void mem_together(struct vcpu *v)
+{
+    if (unlikely(v->alone)) {
+        v->alone = false;
+        physmap_let_others(v->pm);
+    }
+}
+
+u64 rmw_alone(struct vcpu *v, struct rmw *m, u64 read, unsigned size)
+{
+    if (!physmap_shared(v->pm))
+        return read;
+    mem_alone(v);
+    return rmw_begin_slow(v, m, size);
 }
 
 /* ---- system structures ---- */
@@ -423,7 +482,10 @@ u64 sys_read(struct vcpu *v, gva_t la, unsigned size)
         return value;
     }
     sys_check(v, la, size);
-    return load_value(v, la, size, ACCESS_READ, mask);
+    value = load_value(v, la, size, ACCESS_READ, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, false);
+    return value;
 }
 
 void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
@@ -438,6 +500,8 @@ void sys_write(struct vcpu *v, gva_t la, u64 value, unsigned size)
     }
     sys_check(v, la, size);
     store_value(v, la, value, size, ACCESS_WRITE, mask);
+    if (unlikely(v->debug != NULL))
+        debug_watch_hit(v, la, size, true);
 }
 
 void sys_probe_write(struct vcpu *v, gva_t la, unsigned size)

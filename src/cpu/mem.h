@@ -63,14 +63,35 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
 
 /*
  * Read-modify-write: begin checks that the place is writable (a write fault comes before anything)
- * and reads; end writes. With LOCK or on other vCPUs' threads use the host pointer atomically when
- * it is not NULL (aligned RAM); NULL: the slow path does it.
+ * and reads; end writes.
  */
 struct rmw {
-    void *host;
+    void *host;    /* the place, when nobody needs to hear of the write */
+    void *tracked; /* otherwise, when it is RAM within one page */
     gva_t la;
+    pa_t pa;       /* of .tracked */
     u8 seg;
 };
+/*
+ * With LOCK the host's own atomic instruction works on rmw_place(), and rmw_told() follows. Where that is
+ * NULL (devices, operands that cross a cache line, which some hosts refuse to lock), rmw_alone() stops
+ * the processors on other threads and returns what is there now, and rmw_end() and rmw_together() follow.
+ */
+static alwaysinline void *rmw_place(const struct rmw *m, unsigned size)
+{
+    void *p = m->host ? m->host : m->tracked;
+    return p && ((uintptr_t)p & 63) + size <= 64 ? p : NULL;
+}
+void rmw_told_slow(struct vcpu *v, const struct rmw *m, unsigned size);
+static alwaysinline void rmw_told(struct vcpu *v, const struct rmw *m, unsigned size)
+{
+    if (unlikely(!m->host))
+        rmw_told_slow(v, m, size);
+}
+u64 rmw_alone(struct vcpu *v, struct rmw *m, u64 read, unsigned size);
+/* For operands that no struct rmw describes. */
+void mem_alone(struct vcpu *v);
+void mem_together(struct vcpu *v);
 u64 rmw_begin_slow(struct vcpu *v, struct rmw *m, unsigned size);
 void rmw_end_slow(struct vcpu *v, struct rmw *m, u64 value, unsigned size);
 

@@ -227,12 +227,18 @@ static bool pae_paging(u64 cr0, u64 cr4, u64 efer)
     return (cr0 & CR0_PG) && (cr4 & CR4_PAE) && !(efer & EFER_LMA);
 }
 
-/* SDM vol. 3 "Restrictions on VMX Operation": bits fixed by IA32_VMX_CR0_FIXED0. */
-static u64 cr0_must_be_one(const struct vcpu *v)
+/* SDM vol. 3 "Restrictions on VMX Operation": bits fixed by IA32_VMX_CR0_FIXED0 and FIXED1. */
+static bool cr0_fixed_wrong(const struct vcpu *v, u64 value)
 {
     if (!v->in_vmx_operation)
-        return 0;
-    return v->guest_mode ? CR0_NE | v->guest_cr0_fixed : CR0_NE | CR0_PE | CR0_PG;
+        return false;
+    u64 must = v->guest_mode ? (v->vmx_cr0_fixed0 & ~(CR0_PE | CR0_PG)) | v->guest_cr0_fixed : v->vmx_cr0_fixed0;
+    return (value & must) != must || value & ~v->vmx_cr0_fixed1;
+}
+
+static bool cr4_fixed_wrong(const struct vcpu *v, u64 value)
+{
+    return v->in_vmx_operation && ((value & v->vmx_cr4_fixed0) != v->vmx_cr4_fixed0 || value & ~v->vmx_cr4_fixed1);
 }
 
 void cpu_write_cr0(struct vcpu *v, u64 value)
@@ -246,8 +252,7 @@ void cpu_write_cr0(struct vcpu *v, u64 value)
         cpu_gp0(v);
     if (!(value & CR0_WP) && (v->cr4 & CR4_CET))
         cpu_gp0(v);
-    u64 fixed = cr0_must_be_one(v);
-    if ((value & fixed) != fixed)
+    if (cr0_fixed_wrong(v, value))
         cpu_gp0(v);
 
     u64 efer = v->efer;
@@ -326,7 +331,7 @@ void cpu_write_cr4(struct vcpu *v, u64 value)
         cpu_gp0(v);
     if ((value & CR4_CET) && !(v->cr0 & CR0_WP))
         cpu_gp0(v);
-    if (v->in_vmx_operation && !(value & CR4_VMXE))
+    if (cr4_fixed_wrong(v, value))
         cpu_gp0(v);
     u64 pdpte[4];
     bool load = pae_paging(v->cr0, value, v->efer) && (changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP));

@@ -58,7 +58,6 @@ static const u8 feature_source[FEAT_COUNT] = {
     [FEAT_MISALIGNSSE] = ABSENT,
     [FEAT_SKINIT] = ABSENT,
     [FEAT_PERFCTR_CORE] = ABSENT,
-    [FEAT_LBRV] = ABSENT,
 };
 
 /* @f makes no sense without @needs. */
@@ -155,6 +154,8 @@ static const struct dependency {
     {FEAT_PFTHRESHOLD, FEAT_PAUSEFILTER},
     {FEAT_VVMLOAD, FEAT_SVM},
     {FEAT_VGIF, FEAT_SVM},
+    {FEAT_V_SPEC_CTRL, FEAT_SVM},
+    {FEAT_V_SPEC_CTRL, FEAT_AMD_IBRS},
     {FEAT_VNMI, FEAT_VGIF},
     {FEAT_SVME_ADDR_CHK, FEAT_SVM},
 };
@@ -226,9 +227,9 @@ static const u16 max_features[] = {INTEL_FEATURES, FEAT_PKS, FEAT_CET_SS, FEAT_C
 static const u16 amd_features[] = {
     COMMON_FEATURES, FEAT_MMXEXT, FEAT_FXSR_OPT, FEAT_CMP_LEGACY, FEAT_CR8_LEGACY, FEAT_SSE4A, FEAT_OSVW,
     FEAT_TOPOEXT, FEAT_CLZERO, FEAT_XSAVEERPTR, FEAT_AMD_IBPB, FEAT_AMD_IBRS, FEAT_AMD_STIBP, FEAT_AMD_SSB_NO, FEAT_BTC_NO, FEAT_LFENCE_RDTSC,
-    FEAT_NULL_SEG_CLEARS_BASE, FEAT_SRSO_NO, FEAT_TSA_SQ_NO, FEAT_TSA_L1_NO,
-    FEAT_SVM, FEAT_NPT, FEAT_SVM_LOCK, FEAT_NRIPS, FEAT_TSCRATEMSR, FEAT_VMCBCLEAN, FEAT_FLUSHBYASID, FEAT_DECODEASSISTS,
-    FEAT_PAUSEFILTER, FEAT_PFTHRESHOLD, FEAT_VVMLOAD, FEAT_VGIF, FEAT_VNMI, FEAT_SVME_ADDR_CHK, FEAT_NONE,
+    FEAT_NULL_SEG_CLEARS_BASE, FEAT_SRSO_NO, FEAT_LA57, FEAT_GFNI, AVX512_FEATURES, FEAT_TSA_SQ_NO, FEAT_TSA_L1_NO,
+    FEAT_SVM, FEAT_NPT, FEAT_LBRV, FEAT_SVM_LOCK, FEAT_NRIPS, FEAT_TSCRATEMSR, FEAT_VMCBCLEAN, FEAT_FLUSHBYASID, FEAT_DECODEASSISTS,
+    FEAT_PAUSEFILTER, FEAT_PFTHRESHOLD, FEAT_VVMLOAD, FEAT_VGIF, FEAT_V_SPEC_CTRL, FEAT_VNMI, FEAT_SVME_ADDR_CHK, FEAT_NONE,
 };
 
 #define INTEL_CACHES {{1, 1, 12, 64, false}, {2, 1, 8, 64, false}, {3, 2, 16, 2048, false}, {3, 3, 16, 32768, true}}
@@ -248,14 +249,14 @@ static const struct cpu_model model_intel = {
 
 static const struct cpu_model model_amd = {
     .name = "amd",
-    .help = "AMD EPYC processor (Milan's identity)",
+    .help = "AMD EPYC processor (Genoa's identity)",
     .vendor = VENDOR_AMD,
-    .family = 0x19, .model = 1, .stepping = 1,
+    .family = 0x19, .model = 0x11, .stepping = 1,
     .brand = "AMD EPYC Processor (Nestor)",
     .features = amd_features,
     .maxphyaddr = 48,
     .max_leaf = 0xd, .max_ext_leaf = 0x80000021,
-    .microcode = 0x0a0011de,
+    .microcode = 0x0a101154,
     .cache = {{1, 1, 8, 64, false}, {2, 1, 8, 64, false}, {3, 2, 8, 1024, false}, {3, 3, 16, 32768, true}},
 };
 

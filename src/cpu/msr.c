@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "cpu/cet.h"
 #include "cpu/cpu.h"
+#include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "cpu/xstate.h"
 #include "devices/irq.h"
@@ -36,6 +37,8 @@ u64 cpu_tsc_to_ns(struct vcpu *v, u64 tsc)
 static void tsc_moved(struct vcpu *v)
 {
     u64 deadline;
+    if (v->hyperv)
+        hyperv_tsc_moved(v);
     if (v->intc_ops && cpu_has(v, FEAT_TSC_DEADLINE) && !v->intc_ops->rdmsr(v->intc, MSR_TSC_DEADLINE, &deadline) &&
         deadline)
         v->intc_ops->wrmsr(v->intc, MSR_TSC_DEADLINE, deadline);
@@ -113,14 +116,19 @@ static bool misc_enable_write(struct vcpu *v, u32 msr, u64 value)
     return true;
 }
 
-static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+u64 cpu_spec_ctrl_allowed(const struct vcpu *v)
 {
     u64 allowed = BIT64(0); /* IBRS */
     if (cpu_has(v, FEAT_STIBP) || cpu_has(v, FEAT_AMD_STIBP))
         allowed |= BIT64(1);
     if (cpu_has(v, FEAT_SSBD) || cpu_has(v, FEAT_AMD_SSBD))
         allowed |= BIT64(2);
-    if (value & ~allowed)
+    return allowed;
+}
+
+static bool spec_ctrl_write(struct vcpu *v, u32 msr, u64 value)
+{
+    if (value & ~cpu_spec_ctrl_allowed(v))
         return false;
     v->spec_ctrl = value;
     return true;
@@ -339,12 +347,20 @@ static bool mc_bank_write(struct vcpu *v, u32 msr, u64 value)
 
 static bool debugctl_write(struct vcpu *v, u32 msr, u64 value)
 {
-    /* There is no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
     if (value & ~(DEBUGCTL_LBR | DEBUGCTL_BTF))
         return false;
-    v->debugctl = value & DEBUGCTL_BTF;
+    /* Intel models have no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
+    if (v->model->vendor == VENDOR_INTEL)
+        value &= ~DEBUGCTL_LBR;
+    v->debugctl = value;
+    cpu_attention(v, ATT_SHADOW); /* recording begins with the next instruction */
     return true;
 }
+
+/* ---- Hyper-V ---- */
+
+static bool synthetic_read(struct vcpu *v, u32 msr, u64 *value) { return v->hyperv && hyperv_rdmsr(v, msr, value); }
+static bool synthetic_write(struct vcpu *v, u32 msr, u64 value) { return v->hyperv && hyperv_wrmsr(v, msr, value); }
 
 /* ---- VMX ---- */
 
@@ -431,7 +447,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x17a), .name = "MCG_STATUS", .feature = FEAT_MCA, .allowed = 7, FIELD(mcg_status)},
     {ONE(0x1a0), .name = "MISC_ENABLE", .who = MSR_INTEL, FIELD(misc_enable), .write = misc_enable_write},
     {ONE(0x1d9), .name = "DEBUGCTL", FIELD(debugctl), .write = debugctl_write},
-    {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY},
+    {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY, SLOT(LAST_BRANCH)},
     {.first = 0x200, .last = 0x20f, .name = "MTRR_PHYSBASE/MASK", .feature = FEAT_MTRR, .read = mtrr_variable_read,
      .write = mtrr_variable_write},
     {ONE(0x250), .name = "MTRR_FIX64K", .feature = FEAT_MTRR, .read = mtrr_fixed_read, .write = mtrr_fixed_write},
@@ -456,6 +472,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x6e1), .name = "PKRS", .feature = FEAT_PKS, .read = pkrs_read, .write = pkrs_write},
     {.first = 0x800, .last = 0x8ff, .name = "X2APIC", .feature = FEAT_X2APIC, .read = intc_read, .write = intc_write},
     {ONE(0xda0), .name = "XSS", .feature = FEAT_XSAVES, FIELD(xss), .write = xss_write},
+    {.first = 0x40000000, .last = 0x400000ff, .name = "HYPERV", .feature = FEAT_HYPERVISOR, .read = synthetic_read, .write = synthetic_write},
     {ONE(0xc0000080), .name = "EFER", .feature = FEAT_SYSCALL, .feature2 = FEAT_NX, FIELD(efer), .write = efer_write},
     {ONE(0xc0000081), .name = "STAR", .feature = FEAT_SYSCALL, .allowed = ~0ull, FIELD(star)},
     {ONE(0xc0000082), .name = "LSTAR", .feature = FEAT_LM, .rule = MSR_CANONICAL, FIELD(lstar)},

@@ -48,7 +48,8 @@ enum msr_slot {
     SLOT_OSVW_STATUS,
     SLOT_TSC_RATIO,
     SLOT_SVM_KEY,
-    SLOT_COUNT
+    SLOT_LAST_BRANCH, /* BR_FROM, BR_TO, LASTEXCPFROM, LASTEXCPTO */
+    SLOT_COUNT = SLOT_LAST_BRANCH + 4
 };
 _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr is too small");
 
@@ -74,6 +75,9 @@ _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr
 
 /* Whether every byte of @pat is a memory type the PAT may hold. */
 bool pat_valid(u64 pat);
+
+/* The bits of SPEC_CTRL that this processor has. */
+u64 cpu_spec_ctrl_allowed(const struct vcpu *v);
 
 /* The VMX capability registers 0x480.. (src/vmx); false: this one does not exist. */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);

@@ -77,12 +77,6 @@ static alwaysinline void rmw_end(struct vcpu *v, struct rmw *m, u64 x, unsigned 
     default: rmw_end64(v, m, x);
     }
 }
-/* Whether the host can do it atomically without a split lock. */
-static alwaysinline bool rmw_atomic(const struct rmw *m, unsigned size)
-{
-    return m->host && !((uintptr_t)m->host & (size - 1));
-}
-
 /* The size of integer rows whose even opcode is the byte form. */
 static alwaysinline unsigned row_size(const struct insn *i) { return i->opcode & 1 ? i->opsize : 1; }
 

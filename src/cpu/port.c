@@ -159,7 +159,7 @@ static void string_io(struct vcpu *v, const struct insn *i, bool in)
     for (unsigned n = 0;; n++) {
         if (rep && !(v->gpr[RCX] & mask))
             break;
-        if (n && (n == REP_SLICE || atomic_load_explicit(&v->attention, memory_order_relaxed))) {
+        if (n && (n == REP_SLICE || atomic_load_explicit(&v->attention, memory_order_relaxed) & ~(u32)ATT_BLOCK)) {
             /* Unfinished: an event may be taken between elements; RF keeps a breakpoint here from firing again
              * (SDM "Instruction-Breakpoint Exception Condition"). */
             v->next_rip = v->rip;

@@ -167,6 +167,7 @@ enum vcpu_request {
     REQ_SIPI = BIT(4),      /* vector in sipi_vector */
     REQ_EXIT = BIT(5),      /* the run loop wants control back (slice over, stop, reset) */
     REQ_FLUSH = BIT(6),     /* drop every translation */
+    REQ_NMI_AGAIN = BIT(8),  /* with REQ_NMI: a second one came after it, and waits behind it */
     REQ_PROTECT = BIT(7),   /* some page became tracked: drop write permission (see mmu) */
 };
 
@@ -203,12 +204,14 @@ struct event {
 enum watch_kind { WATCH_WRITE = 1, WATCH_READ = 2 };
 
 #define DEBUG_WATCHES 16
-#define DEBUG_WATCH_MAX 4096u /* bytes: a watched range covers at most two pages */
+#define DEBUG_WATCH_MAX 4096u /* bytes: a watched linear range covers at most two pages; physical ones may be longer */
 
 struct debug_watch {
-    gva_t la;
-    u32 len;
-    u8 kind; /* enum watch_kind, both for any access */
+    u64 at;   /* linear address, or */
+    bool physical;
+    u8 kind;  /* enum watch_kind, both for any access */
+    u8 level; /* for the debugger: where it counts */
+    u64 len;
 };
 
 struct vcpu;
@@ -220,18 +223,20 @@ struct vcpu_debug {
     bool (*before)(struct vcpu *v, const struct insn *i);
     void *opaque;
     bool held; /* stopped by before(): what follows a boundary already taken comes next */
-    struct debug_watch watch[DEBUG_WATCHES]; /* mmu_watch_changed() after a change */
+    struct debug_watch watch[DEBUG_WATCHES]; /* mmu_watch_changed() after a change; mmu_watch_physical() too if one is physical */
     unsigned nwatch;
     /* The latest access to a watched range; the debugger clears it. */
     bool hit;
     struct debug_watch hit_watch;
     gva_t hit_la;
+    u64 hit_pa; /* of a physical range */
 };
 
 struct virt_ops;
 struct intc_ops;
 struct irq_line;
 struct vmx;
+struct hyperv_vp;
 struct svm;
 struct mmu;
 struct tlb;
@@ -243,6 +248,7 @@ struct pio_bus;
 struct clock;
 struct cpu_model;
 struct trace;
+struct exit_profile;
 
 struct vcpu {
     /* ---- hot: registers. The first 18 words are one array for effective addresses (REG_*). ---- */
@@ -268,6 +274,19 @@ struct vcpu {
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
+
+    /*
+     * What translated code found in tlb_now for the page behind a base register: reads, then writes, by
+     * register, with two more for FS and GS and for RIP. The MMU forgets them whenever tlb_now
+     * changes or grants less. An access that begins less than .limit behind .page is granted.
+     */
+#define CELL_SEGMENT 16
+#define CELL_RIP 17
+#define CELL_WRITE 18
+#define CELLS 36
+#define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page; 0: nothing is known */
+    _Alignas(64) u64 cell_limit[CELLS];
+    u64 cell_page[CELLS], cell_addend[CELLS];
 
     /* ---- SIMD and x87 ---- */
     _Alignas(64) union vec_reg vec[32];
@@ -306,14 +325,18 @@ struct vcpu {
     _Atomic u32 requests; /* enum vcpu_request */
     _Atomic u8 sipi_vector;
     u64 monitor_addr;   /* MONITOR: physical line, when monitor_armed */
+    u64 monitor_line[8]; /* what it held */
     bool monitor_armed;
+    u64 mwait_until;    /* MWAIT: when to look whatever the line holds, ns of the clock */
     u64 random_state;   /* of cpu_random() (bodies_int.h); set it for runs that repeat */
 
     /* ---- guest mode ---- */
     const struct virt_ops *virt; /* vendor hooks; set with guest_mode, NULL outside */
     struct vmx *vmx;    /* VMX operation state; NULL when the model has no VMX */
     struct svm *svm;
+    struct hyperv_vp *hyperv; /* Hyper-V's interface (hyperv.h); NULL unless the machine offers it */
     bool in_vmx_operation;
+    u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u64 guest_cr0_fixed; /* guest mode: CR0 bits that must stay 1 (VMX: PE and PG unless unrestricted guest) */
     bool gif;           /* SVM global interrupt flag; true without SVM */
 
@@ -322,6 +345,7 @@ struct vcpu {
     struct interp *interp; /* block cache */
     void *jit;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
+    struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
     struct pio_bus *pio;
@@ -339,7 +363,10 @@ struct vcpu {
     u16 nr_cpus;        /* logical processors of the machine: what CPUID's topology leaves tell */
     struct nestor *machine; /* who built this processor (nestor.h) */
     u64 *counters;      /* base/counters: this vCPU's statistics */
+    _Atomic u32 sleeping; /* its thread waits for vcpu_kick(); 0 without threads */
+    void (*wake)(struct vcpu *v); /* ends that; async-signal-safe */
     const struct insn *insn; /* the one that executes */
+    bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };
 
@@ -360,10 +387,17 @@ static inline void cpu_attention(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->attention, bits, memory_order_relaxed);
 }
+/* After something that may end its wait was put into @v: its thread looks again. */
+static inline void vcpu_kick(struct vcpu *v)
+{
+    if (unlikely(atomic_load_explicit(&v->sleeping, memory_order_seq_cst)))
+        v->wake(v);
+}
 static inline void vcpu_request(struct vcpu *v, u32 bits)
 {
     atomic_fetch_or_explicit(&v->requests, bits, memory_order_release);
-    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_release);
+    atomic_fetch_or_explicit(&v->attention, ATT_REQUEST, memory_order_seq_cst);
+    vcpu_kick(v);
 }
 static inline bool cpu_long64(const struct vcpu *v) { return v->mode == MODE_LONG64; }
 static inline bool cpu_protected(const struct vcpu *v) { return v->mode >= MODE_PROT16; }

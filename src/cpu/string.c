@@ -32,9 +32,10 @@ static alwaysinline u64 step(const struct vcpu *v, unsigned size)
     return v->rflags & FL_DF ? -(u64)size : size;
 }
 static alwaysinline bool repeated(const struct insn *i) { return i->flags & (INSN_REP | INSN_REPNE); }
+/* A stale block can wait until the instruction has ended; when one is stale depends on the engine. */
 static alwaysinline bool attention(struct vcpu *v)
 {
-    return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed));
+    return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed) & ~(u32)ATT_BLOCK);
 }
 /* Leaves an unfinished instruction to be run again. */
 static void leave_unfinished(struct vcpu *v)

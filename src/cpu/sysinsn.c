@@ -4,12 +4,15 @@
  * volume 3, "Relative Priority of Faults and VM Exits", and APM volume 2, "Instruction Intercepts".
  * The rows' checks (privilege, UMIP, TSD, PCE, FSGSBASE) and intercepts have been done by the handler.
  */
+#include "base/clock.h"
 #include "base/log.h"
 #include "cpu/bodies_sys.h"
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
 #include "devices/irq.h"
+
+#include <sched.h>
 
 static bool in_guest(const struct vcpu *v) { return unlikely(v->guest_mode); }
 
@@ -368,13 +371,37 @@ void insn_hlt(struct vcpu *v, const struct insn *i)
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
-void insn_pause(struct vcpu *v, const struct insn *i) {}
+/* Software spins: with threads, whoever it waits for may have none of the host's processors. */
+void insn_pause(struct vcpu *v, const struct insn *i)
+{
+    if (v->wake)
+        sched_yield();
+}
 void insn_serialize(struct vcpu *v, const struct insn *i) {}
 
 static void arm_monitor(struct vcpu *v, unsigned seg, u64 offset)
 {
     v->monitor_addr = touch(v, seg, offset) & ~63ull;
     v->monitor_armed = true;
+    const u8 *line = physmap_ram(v->pm, v->monitor_addr);
+    if (line)
+        memcpy(v->monitor_line, line, sizeof(v->monitor_line));
+}
+
+/*
+ * A store to the line is noticed by what it has changed. One that wrote what was there already is not:
+ * MWAIT may end for reasons of its own, and software must look again, so that the wait is never longer
+ * than this while anybody else can store.
+ */
+#define MWAIT_LONGEST_NS 1000000
+
+bool cpu_mwait_over(struct vcpu *v)
+{
+    const u8 *line = physmap_ram(v->pm, v->monitor_addr);
+    if (v->monitor_armed && !(line && memcmp(v->monitor_line, line, sizeof(v->monitor_line))) && clock_now(v->clock) < v->mwait_until)
+        return false;
+    v->monitor_armed = false;
+    return true;
 }
 
 /* IA32_MISC_ENABLE bit 18, "ENABLE MONITOR FSM": clear, the two instructions do not exist. */
@@ -395,23 +422,17 @@ void insn_monitor(struct vcpu *v, const struct insn *i)
 void insn_mwait(struct vcpu *v, const struct insn *i)
 {
     check_monitor_enabled(v);
-    u32 extensions = reg32_get(v, RCX);
-    if (extensions & ~1u)
+    if (reg32_get(v, RCX) & ~1u)
         cpu_gp0(v);
-    bool armed = v->monitor_armed;
-    v->monitor_armed = false;
-    /*
-     * MWAIT may end for reasons of its own, and software must look again. With one processor and
-     * interrupts on, only an interrupt can end it usefully: sleep as HLT does. Otherwise another
-     * processor's store, or an interrupt that is masked, must end it: return at once, but let the
-     * others run first.
-     */
-    if (armed && v->nr_cpus == 1 && !extensions && (v->rflags & FL_IF)) {
-        v->activity = ACTIVITY_MWAIT;
-        cpu_attention(v, ATT_IRQ_WINDOW);
-    } else if (armed) {
-        v->budget_end = v->icount;
+    if (!v->monitor_armed)
+        return;
+    if (v->nr_cpus == 1 && !(v->rflags & FL_IF)) { /* nobody would ever end the wait */
+        v->monitor_armed = false;
+        return;
     }
+    v->mwait_until = v->nr_cpus > 1 ? clock_now(v->clock) + MWAIT_LONGEST_NS : UINT64_MAX;
+    v->activity = ACTIVITY_MWAIT;
+    cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
 void insn_umonitor(struct vcpu *v, const struct insn *i)

@@ -99,6 +99,14 @@ u32 event_ext(const struct vcpu *v);
 /* The IRET that ends an NMI handler, or a hypervisor's view of it. */
 void nmi_unblock(struct vcpu *v);
 
+/* ---- branch_record.c ---- */
+/* Whether DEBUGCTL.LBR makes this processor record control transfers. */
+bool branch_recording(const struct vcpu *v);
+/* The instruction v->insn at v->boundary_rip has run with recording on. */
+void branch_record_instruction(struct vcpu *v);
+/* An interrupt or exception that belongs to the instruction at @from has reached its handler. */
+void branch_record_event(struct vcpu *v, u64 from);
+
 /* The 16-bit r/m operand that selector instructions take. */
 static inline u16 operand_rm16(struct vcpu *v, const struct insn *i)
 {

@@ -44,6 +44,17 @@ void check_repair(const struct check_case *c, unsigned row, struct repairs *out)
 /* The name of bit @bit of a field ("PG"), or NULL. */
 const char *vmcs_bit_name(unsigned slot, unsigned bit);
 
+/* ---- json.c ---- */
+struct json {
+    const char *p, *end;
+    unsigned line, depth, first_line; /* line: the last one, in the end */
+    struct error *err;
+    int (*set)(struct json *j, const char *name, u64 value); /* 0, or -1 with *err filled */
+    void *target;
+};
+int json_read(struct json *j);
+int json_error(struct json *j, const char *what);
+
 /* ---- vmcs_dump.c ---- */
 struct vmcs_dump {
     struct check_case c;

@@ -1,37 +1,30 @@
 /*
- * gdb's remote serial protocol (gdb manual, "Remote Serial Protocol"): one client at a time on a Unix
- * or TCP socket, served from the run loop between slices. Threads are processors, numbered from 1.
+ * gdb's remote serial protocol (gdb manual, "Remote Serial Protocol"). Threads are processors, numbered from
+ * 1. The program counter that gdb sees is linear: CS base and RIP, which differ in 16-bit code only.
  */
 #include "debug/debugger.h"
-
-#include "cpu/mem.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define PACKET_MAX 16384u
 
 /* ---- the wire ---- */
 
-static void hang_up(struct debugger *g)
+void gdb_hang_up(struct debugger *g)
 {
-    if (g->fd >= 0)
-        close(g->fd);
+    if (g->fd < 0)
+        return;
+    close(g->fd);
     g->fd = -1;
     g->nin = 0;
-    if (g->attached)
-        debugger_detach(g);
-    g->resumed = true;
+    debugger_client_left(g, true);
 }
 
 static void send_all(struct debugger *g, const char *p, size_t n)
@@ -41,7 +34,7 @@ static void send_all(struct debugger *g, const char *p, size_t n)
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent <= 0) {
-            hang_up(g);
+            gdb_hang_up(g);
             return;
         }
         p += sent;
@@ -75,7 +68,7 @@ static void send_packet_bytes(struct debugger *g, const char *data, size_t n)
 static void reply(struct debugger *g, const char *text) { send_packet_bytes(g, text, strlen(text)); }
 
 /* Text on gdb's console: allowed while the target runs, and inside a monitor command. */
-static void console(struct debugger *g, const char *text, size_t n)
+void gdb_console(struct debugger *g, const char *text, size_t n)
 {
     for (size_t at = 0; at < n && g->fd >= 0;) {
         char hex[1 + 2 * 1024 + 1], *p = hex;
@@ -88,7 +81,7 @@ static void console(struct debugger *g, const char *text, size_t n)
 
 /* ---- stops ---- */
 
-static void report_stop(struct debugger *g)
+void gdb_report_stop(struct debugger *g)
 {
     char text[128];
     unsigned thread = g->stop_cpu + 1;
@@ -97,6 +90,10 @@ static void report_stop(struct debugger *g)
     case STOP_BREAK: snprintf(text, sizeof(text), "T05thread:%x;%s", thread, g->swbreak ? "swbreak:;" : ""); break;
     case STOP_HWBREAK: snprintf(text, sizeof(text), "T05thread:%x;%s", thread, g->swbreak ? "hwbreak:;" : ""); break;
     case STOP_WATCH:
+        if (d->hit_watch.physical || g->note[0]) { /* not one that gdb has set */
+            snprintf(text, sizeof(text), "T05thread:%x;", thread);
+            break;
+        }
         snprintf(text, sizeof(text), "T05thread:%x;%s:%" PRIx64 ";", thread,
                  d->hit_watch.kind == WATCH_WRITE ? "watch" : d->hit_watch.kind == WATCH_READ ? "rwatch" : "awatch", d->hit_la);
         break;
@@ -107,7 +104,7 @@ static void report_stop(struct debugger *g)
     reply(g, text);
 }
 
-static struct vcpu *general_cpu(struct debugger *g) { return g->m->cpu[g->general < g->m->ncpus ? g->general : 0]; }
+static const struct target_description *description(const struct debugger *g) { return &g->target[g->described]; }
 
 /* ---- packets ---- */
 
@@ -124,8 +121,8 @@ static bool take_char(char **p, char c) { return **p == c ? ++*p, true : false; 
 static void read_registers(struct debugger *g)
 {
     char text[PACKET_MAX], *p = text;
-    for (unsigned n = 0; n < g->ng; n++) {
-        register_read(g, general_cpu(g), n, p);
+    for (unsigned n = 0; n < description(g)->ng; n++) {
+        register_read(description(g), debugger_cpu(g), n, p);
         p += strlen(p);
     }
     reply(g, text);
@@ -135,38 +132,27 @@ static void write_registers(struct debugger *g, const char *hex)
 {
     char old[130];
     bool ok = true;
-    for (unsigned n = 0; n < g->ng; n++) {
-        register_read(g, general_cpu(g), n, old);
+    for (unsigned n = 0; n < description(g)->ng; n++) {
+        register_read(description(g), debugger_cpu(g), n, old);
         size_t len = strlen(old);
         if (strlen(hex) < len)
             break;
         if (strncasecmp(hex, old, len))
-            ok &= register_write(g, general_cpu(g), n, hex);
+            ok &= register_write(description(g), debugger_cpu(g), n, hex);
         hex += len;
     }
     reply(g, ok ? "OK" : "E22");
 }
 
-/* Linear memory through the processor's current tables. */
-static bool readable(struct vcpu *v, gva_t la) { return !cpu_long64(v) || cpu_canonical(v, la); }
-
+/* Memory of the space chosen by "monitor space": by default linear, through the current tables. */
 static void read_memory(struct debugger *g, char *p)
 {
     char text[PACKET_MAX];
     u8 page[PACKET_MAX / 2];
-    struct vcpu *v = general_cpu(g);
-    gva_t la = hex_number(&p);
-    u64 len = take_char(&p, ',') ? hex_number(&p) : 0, got = 0;
+    u64 at = hex_number(&p), len = take_char(&p, ',') ? hex_number(&p) : 0;
     if (len > sizeof(page) - 1)
         len = sizeof(page) - 1;
-    while (got < len) {
-        u64 n = PAGE_SIZE - ((la + got) & ~PAGE_MASK);
-        if (n > len - got)
-            n = len - got;
-        if (!readable(v, la + got) || !mem_peek(v, la + got, page + got, n))
-            break;
-        got += n;
-    }
+    size_t got = space_read(debugger_cpu(g), g->space, at, page, len);
     if (!got && len) {
         reply(g, "E14");
         return;
@@ -180,9 +166,7 @@ static void read_memory(struct debugger *g, char *p)
 static void write_memory(struct debugger *g, char *p, char *end, bool binary)
 {
     u8 data[PACKET_MAX];
-    struct vcpu *v = general_cpu(g);
-    gva_t la = hex_number(&p);
-    u64 len = take_char(&p, ',') ? hex_number(&p) : 0, n = 0;
+    u64 at = hex_number(&p), len = take_char(&p, ',') ? hex_number(&p) : 0, n = 0;
     if (!take_char(&p, ':') || len > sizeof(data)) {
         reply(g, "E22");
         return;
@@ -199,7 +183,7 @@ static void write_memory(struct debugger *g, char *p, char *end, bool binary)
             p += 2;
         }
     }
-    reply(g, n == len && (!len || (readable(v, la) && mem_poke(v, la, data, len))) ? "OK" : "E14");
+    reply(g, n == len && (!len || space_write(debugger_cpu(g), g->space, at, data, len)) ? "OK" : "E14");
 }
 
 static void breakpoint_packet(struct debugger *g, char *p)
@@ -211,11 +195,14 @@ static void breakpoint_packet(struct debugger *g, char *p)
     bool ok = false;
     switch (type) {
     case '0': case '1':
-        ok = set ? debugger_break(g, la, type == '1') : debugger_unbreak(g, la, type == '1');
+    {
+        u8 stop = type == '1' ? STOP_HWBREAK : STOP_BREAK;
+        ok = set ? debugger_break(g, &(struct breakpoint){.at = la, .kind = stop}) : debugger_unbreak(g, la, stop);
         break;
+    }
     case '2': case '3': case '4': {
         unsigned access = type == '2' ? WATCH_WRITE : type == '3' ? WATCH_READ : WATCH_READ | WATCH_WRITE;
-        ok = set ? debugger_watch(g, la, kind, access) : debugger_unwatch(g, la, kind, access);
+        ok = set ? debugger_watch(g, &(struct debug_watch){.at = la, .len = kind, .kind = (u8)access}, 0) : debugger_unwatch(g, la, kind, access);
         break;
     }
     default:
@@ -257,9 +244,9 @@ static void vcont(struct debugger *g, char *p)
 
 static void simple_resume(struct debugger *g, char *p, bool step)
 {
-    struct vcpu *v = general_cpu(g);
+    const struct vcpu *v = debugger_cpu(g);
     if (*p)
-        v->rip = v->next_rip = hex_number(&p);
+        cpu_set_pc(debugger_cpu(g), hex_number(&p));
     for (unsigned i = 0; i < g->m->ncpus; i++) {
         g->cpu[i].run = true;
         g->cpu[i].step = step && i == v->index;
@@ -275,22 +262,33 @@ static void thread_list(struct debugger *g)
     reply(g, text);
 }
 
-static void thread_info(struct debugger *g, char *p)
+struct thread_text {
+    char text[160];
+};
+static struct thread_text thread_text(const struct vcpu *v)
 {
     static const char *const modes[] = {"real mode", "virtual-8086 mode", "16-bit protected mode", "32-bit protected mode",
                                         "16-bit compatibility mode", "32-bit compatibility mode", "64-bit mode"};
     static const char *const activities[] = {"", ", halted", ", shut down", ", waits for SIPI", ", in MWAIT"};
-    char text[128], hex[2 * sizeof(text) + 1];
+    struct thread_text t;
+    char level[48];
+    snprintf(t.text, sizeof(t.text), "processor %u, %s, %s, CPL %u%s", v->index, cpu_level_name(v, level), modes[v->mode], v->cpl,
+             activities[v->activity]);
+    return t;
+}
+
+static void thread_info(struct debugger *g, char *p)
+{
+    char hex[2 * sizeof(struct thread_text) + 1];
     u64 thread = hex_number(&p);
     if (!thread || thread > g->m->ncpus) {
         reply(g, "E22");
         return;
     }
-    const struct vcpu *v = g->m->cpu[thread - 1];
-    snprintf(text, sizeof(text), "processor %u, %s, %s, CPL %u%s", v->index, cpu_level_name(v), modes[v->mode], v->cpl, activities[v->activity]);
-    for (unsigned i = 0; !i || text[i - 1]; i++)
-        sprintf(hex + 2 * i, "%02x", (u8)text[i]);
-    hex[2 * strlen(text)] = 0;
+    struct thread_text t = thread_text(g->m->cpu[thread - 1]);
+    for (unsigned i = 0; t.text[i]; i++)
+        sprintf(hex + 2 * i, "%02x", (u8)t.text[i]);
+    hex[2 * strlen(t.text)] = 0;
     reply(g, hex);
 }
 
@@ -308,29 +306,68 @@ static void monitor_packet(struct debugger *g, const char *hex)
     FILE *f = open_memstream(&out, &size);
     if (!f)
         panic("out of memory for a monitor command");
-    monitor_command(g, line, f);
+    monitor_command(g, line, f, true);
     fclose(f);
-    console(g, out, size);
+    gdb_console(g, out, size);
     free(out);
     if (g->fd >= 0)
         reply(g, "OK");
 }
 
-/* qXfer:features:read:target.xml:OFFSET,LENGTH */
-static void send_xml(struct debugger *g, char *p)
+/* A part of @data, as qXfer wants it: "OFFSET,LENGTH". */
+static void send_part(struct debugger *g, char *p, const char *data, size_t size)
 {
     u64 offset = hex_number(&p), len = take_char(&p, ',') ? hex_number(&p) : 0;
     if (len > PACKET_MAX / 2)
         len = PACKET_MAX / 2;
-    if (offset > g->xml_size)
-        offset = g->xml_size;
-    bool more = g->xml_size - offset > len;
+    if (offset > size)
+        offset = size;
+    bool more = size - offset > len;
     if (!more)
-        len = g->xml_size - offset;
+        len = size - offset;
     char text[PACKET_MAX];
     text[0] = more ? 'm' : 'l';
-    memcpy(text + 1, g->xml + offset, len);
+    memcpy(text + 1, data + offset, len);
     send_packet_bytes(g, text, len + 1);
+}
+
+static void send_description(struct debugger *g, char *p)
+{
+    /* A description is read from its beginning: then it may become that of the code that runs now. */
+    if (*p == '0' && p[1] == ',')
+        g->described = g->follow ? description_for(debugger_cpu(g)) : DESCRIBE_64;
+    send_part(g, p, description(g)->xml, description(g)->xml_size);
+}
+
+/* Every linear address may be memory, and gdb asks for the map but once: what is not there says so when it is read. */
+static void send_memory_map(struct debugger *g, char *p)
+{
+    static const char map[] =
+        "<?xml version=\"1.0\"?>\n<!DOCTYPE memory-map PUBLIC \"+//IDN gnu.org//DTD GDB Memory Map V1.0//EN\" "
+        "\"http://sourceware.org/gdb/gdb-memory-map.dtd\">\n<memory-map>"
+        "<memory type=\"ram\" start=\"0x0\" length=\"0x8000000000000000\"/>"
+        "<memory type=\"ram\" start=\"0x8000000000000000\" length=\"0x8000000000000000\"/></memory-map>\n";
+    send_part(g, p, map, sizeof(map) - 1);
+}
+
+static void send_threads(struct debugger *g, char *p)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    if (!f)
+        panic("out of memory for the list of threads");
+    fputs("<?xml version=\"1.0\"?>\n<threads>\n", f);
+    for (unsigned i = 0; i < g->m->ncpus; i++) {
+        char level[48];
+        cpu_level_name(g->m->cpu[i], level);
+        fprintf(f, "<thread id=\"%x\" core=\"%u\" name=\"%.2s\">%s</thread>\n", i + 1, i, cpu_level_name(g->m->cpu[i], level),
+                thread_text(g->m->cpu[i]).text);
+    }
+    fputs("</threads>\n", f);
+    fclose(f);
+    send_part(g, p, text, size);
+    free(text);
 }
 
 static bool prefix(char **p, const char *word)
@@ -347,13 +384,18 @@ static void query(struct debugger *g, char *p)
     char text[160];
     if (prefix(&p, "qSupported")) {
         g->swbreak = strstr(p, "swbreak+") != NULL;
-        snprintf(text, sizeof(text), "PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;vContSupported+;swbreak+;hwbreak+", PACKET_MAX - 64);
+        snprintf(text, sizeof(text), "PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:memory-map:read+;"
+                 "qXfer:threads:read+;vContSupported+;swbreak+;hwbreak+", PACKET_MAX - 64);
         reply(g, text);
     } else if (prefix(&p, "QStartNoAckMode")) {
         reply(g, "OK");
         g->no_ack = true;
     } else if (prefix(&p, "qXfer:features:read:target.xml:")) {
-        send_xml(g, p);
+        send_description(g, p);
+    } else if (prefix(&p, "qXfer:memory-map:read::")) {
+        send_memory_map(g, p);
+    } else if (prefix(&p, "qXfer:threads:read::")) {
+        send_threads(g, p);
     } else if (prefix(&p, "qXfer:features:read:")) {
         reply(g, "E00");
     } else if (prefix(&p, "qfThreadInfo")) {
@@ -395,7 +437,7 @@ static void kill_machine(struct debugger *g)
 {
     nestor_stop(g->m);
     g->ended = true;
-    hang_up(g);
+    gdb_hang_up(g);
 }
 
 static void packet(struct debugger *g, char *p, size_t n)
@@ -403,17 +445,17 @@ static void packet(struct debugger *g, char *p, size_t n)
     char *end = p + n, text[130];
     *end = 0;
     switch (*p) {
-    case '?': report_stop(g); break;
+    case '?': gdb_report_stop(g); break;
     case 'g': read_registers(g); break;
     case 'G': write_registers(g, p + 1); break;
     case 'p':
         p++;
-        reply(g, register_read(g, general_cpu(g), (unsigned)hex_number(&p), text) ? text : "E22");
+        reply(g, register_read(description(g), debugger_cpu(g), (unsigned)hex_number(&p), text) ? text : "E22");
         break;
     case 'P': {
         p++;
         unsigned reg = (unsigned)hex_number(&p);
-        reply(g, take_char(&p, '=') && register_write(g, general_cpu(g), reg, p) ? "OK" : "E22");
+        reply(g, take_char(&p, '=') && register_write(description(g), debugger_cpu(g), reg, p) ? "OK" : "E22");
         break;
     }
     case 'm': read_memory(g, p + 1); break;
@@ -438,7 +480,7 @@ static void packet(struct debugger *g, char *p, size_t n)
     case 'q': case 'Q': query(g, p); break;
     case 'D':
         reply(g, "OK");
-        hang_up(g);
+        gdb_hang_up(g);
         break;
     case 'k': kill_machine(g); break;
     case 'v':
@@ -456,11 +498,10 @@ static void packet(struct debugger *g, char *p, size_t n)
     }
 }
 
-/* Reads what has come; false: nothing within @timeout ms. */
-static bool receive(struct debugger *g, int timeout)
+bool gdb_receive(struct debugger *g)
 {
     struct pollfd p = {.fd = g->fd, .events = POLLIN};
-    if (g->fd < 0 || poll(&p, 1, timeout) <= 0)
+    if (g->fd < 0 || poll(&p, 1, 0) <= 0)
         return false;
     if (g->nin == sizeof(g->in))
         g->nin = 0; /* longer than any packet we have offered to take */
@@ -468,7 +509,7 @@ static bool receive(struct debugger *g, int timeout)
     if (n < 0 && (errno == EINTR || errno == EAGAIN))
         return false;
     if (n <= 0) {
-        hang_up(g);
+        gdb_hang_up(g);
         return false;
     }
     g->nin += (size_t)n;
@@ -482,7 +523,7 @@ static void drop(struct debugger *g, size_t n)
 }
 
 /* Handles the packets that are complete, until one lets the machine run. */
-static void handle_input(struct debugger *g)
+void gdb_handle_input(struct debugger *g)
 {
     while (g->nin && !g->resumed && g->fd >= 0) {
         if (g->in[0] != '$') { /* acknowledgements, a late interrupt */
@@ -511,178 +552,9 @@ static void handle_input(struct debugger *g)
     }
 }
 
-/* The machine is held: serves the client until it lets go. */
-static void serve(struct debugger *g)
+void gdb_ended(struct debugger *g, int status)
 {
-    u64 stopped = clock_stop(&g->m->clock);
-    for (unsigned i = 0; i < g->m->ncpus; i++) {
-        g->cpu[i].held_at = g->cpu[i].d.held;
-        g->cpu[i].held_rip = g->m->cpu[i]->rip;
-    }
-    machine_serial_flush(g->m);
-    g->resumed = false;
-    handle_input(g);
-    while (!g->resumed && g->fd >= 0 && !atomic_load_explicit(&g->m->want_stop, memory_order_relaxed))
-        if (receive(g, 100))
-            handle_input(g);
-    clock_continue(&g->m->clock, stopped);
-}
-
-static bool connected(struct debugger *g, int timeout)
-{
-    struct pollfd p = {.fd = g->listener, .events = POLLIN};
-    if (poll(&p, 1, timeout) <= 0)
-        return false;
-    g->fd = accept(g->listener, NULL, NULL);
-    if (g->fd < 0)
-        return false;
-    int on = 1;
-    setsockopt(g->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* fails on Unix sockets, which do not delay */
-    g->nin = 0;
-    g->no_ack = g->swbreak = false;
-    g->general = 0;
-    debugger_attach(g);
-    debugger_stop(g, 0, STOP_ASKED);
-    return true;
-}
-
-static bool between(struct nestor *m)
-{
-    struct debugger *g = m->debugger_state;
-    if (g->fd < 0) {
-        while (!connected(g, g->wait ? 100 : 0)) {
-            if (!g->wait)
-                return true;
-            if (atomic_load_explicit(&m->want_stop, memory_order_relaxed))
-                return true;
-        }
-        g->wait = false;
-        serve(g);
-        return true;
-    }
-    if (g->stop == STOP_NONE && receive(g, 0)) {
-        /* Only an interrupt makes sense now. */
-        bool asked = memchr(g->in, 3, g->nin) != NULL;
-        g->nin = 0;
-        if (asked)
-            debugger_stop(g, g->general < m->ncpus ? g->general : 0, STOP_ASKED);
-    }
-    if (g->stop != STOP_NONE && g->fd >= 0) {
-        if (g->note[0])
-            console(g, g->note, strlen(g->note));
-        report_stop(g);
-        serve(g);
-    }
-    return true;
-}
-
-static void ending(struct nestor *m, const struct nestor_result *result)
-{
-    struct debugger *g = m->debugger_state;
     char text[64];
-    if (g->fd < 0)
-        return;
-    const char *why = result->reason == NESTOR_TRIPLE_FAULT ? "The guest ended in a triple fault; this is the state it left.\n"
-        : result->reason == NESTOR_HALTED                   ? "Every processor is halted for ever; this is the state.\n" : NULL;
-    if (why) {
-        debugger_stop(g, 0, STOP_ENDING);
-        console(g, why, strlen(why));
-        report_stop(g);
-        serve(g);
-    }
-    if (g->fd >= 0) {
-        snprintf(text, sizeof(text), "W%02x", result->reason == NESTOR_GUEST_EXIT ? result->status & 0xff : 0);
-        reply(g, text);
-    }
-}
-
-static void debugger_free(struct nestor *m)
-{
-    struct debugger *g = m->debugger_state;
-    for (unsigned i = 0; i < m->ncpus; i++)
-        m->cpu[i]->debug = NULL;
-    if (g->fd >= 0)
-        close(g->fd);
-    if (g->listener >= 0)
-        close(g->listener);
-    if (g->path)
-        unlink(g->path);
-    free(g->path);
-    free(g->regs);
-    free(g->xml);
-    free(g);
-    m->debugger = NULL;
-}
-
-static const struct machine_debugger gdb_debugger = {.between = between, .run = debugger_run, .ending = ending, .free = debugger_free};
-
-/* ---- listening ---- */
-
-static int listen_unix(struct debugger *g, const char *path, struct error *err)
-{
-    struct sockaddr_un a = {.sun_family = AF_UNIX};
-    struct stat st;
-    if (!*path || strlen(path) >= sizeof(a.sun_path))
-        return error_set(err, "--gdb unix:%s: expected a path of 1 to %zu bytes", path, sizeof(a.sun_path) - 1);
-    strcpy(a.sun_path, path);
-    if (!lstat(path, &st) && S_ISSOCK(st.st_mode))
-        unlink(path); /* of a run before */
-    g->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (g->listener < 0 || bind(g->listener, (struct sockaddr *)&a, sizeof(a)) || listen(g->listener, 1))
-        return error_set(err, "--gdb unix:%s: %s", path, strerror(errno));
-    g->path = strdup(path);
-    return 0;
-}
-
-static int listen_tcp(struct debugger *g, const char *address, struct error *err)
-{
-    char host[256] = "127.0.0.1";
-    const char *colon = strrchr(address, ':'), *port = colon ? colon + 1 : address;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *list;
-    if (colon && colon != address) {
-        size_t n = (size_t)(colon - address);
-        bool brackets = address[0] == '[' && address[n - 1] == ']';
-        if (n >= sizeof(host))
-            n = sizeof(host) - 1;
-        snprintf(host, sizeof(host), "%.*s", (int)(brackets ? n - 2 : n), address + brackets);
-    }
-    char *end;
-    unsigned long number = strtoul(port, &end, 10);
-    if (!isdigit((unsigned char)*port) || *end || number < 1 || number > 65535)
-        return error_set(err, "--gdb %s: expected unix:PATH or [HOST:]PORT, a port from 1 to 65535", address);
-    int bad = getaddrinfo(host, port, &hints, &list);
-    if (bad)
-        return error_set(err, "--gdb %s: %s", address, gai_strerror(bad));
-    int on = 1, r = 0;
-    g->listener = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (g->listener >= 0)
-        setsockopt(g->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (g->listener < 0 || bind(g->listener, list->ai_addr, list->ai_addrlen) || listen(g->listener, 1))
-        r = error_set(err, "--gdb %s: %s", address, strerror(errno));
-    freeaddrinfo(list);
-    return r;
-}
-
-int nestor_gdb(struct nestor *m, const char *address, bool wait, struct nestor_error *nerr)
-{
-    struct error err = {""};
-    struct debugger *g = calloc(1, sizeof(*g));
-    if (!g)
-        panic("out of memory for the debugger");
-    g->m = m;
-    g->fd = g->listener = -1;
-    g->level = LEVEL_ANY;
-    g->wait = wait;
-    m->debugger_state = g;
-    m->debugger = &gdb_debugger;
-    registers_make(g);
-    for (unsigned i = 0; i < m->ncpus; i++)
-        g->cpu[i].run = true;
-    if (strncmp(address, "unix:", 5) ? listen_tcp(g, address, &err) : listen_unix(g, address + 5, &err)) {
-        debugger_free(m);
-        if (nerr)
-            snprintf(nerr->text, sizeof(nerr->text), "%s", err.text);
-        return -1;
-    }
-    return 0;
+    snprintf(text, sizeof(text), "W%02x", status & 0xff);
+    reply(g, text);
 }

@@ -4,7 +4,9 @@
  * that was written are compared; at a difference everything is printed and the program stops.
  *
  * Nothing may happen twice, so an instruction that might reach a device, fault or be noticed by write
- * tracking -- every memory access that the TLB does not grant -- is left to the interpreter alone.
+ * tracking -- every memory access that the TLB does not grant -- is left to the interpreter alone. The
+ * translation goes as far as that instruction's slow path: what the interpreter found in front of it,
+ * flags included, is what a fault would show.
  */
 #include "base/log.h"
 #include "cpu/interp_loop.h"
@@ -35,6 +37,7 @@ struct recorder {
     struct place place[PLACES];
     unsigned n;
     bool granted;
+    bool missed; /* not granted by the TLB, which the translation asks too */
 };
 
 static void state_take(const struct vcpu *v, struct state *s)
@@ -69,6 +72,7 @@ static void place_note(struct vcpu *v, struct recorder *r, unsigned seg, u64 off
     const struct tlb_entry *e = tlb_slot(v, la);
     u64 page = (la + size - 1) & PAGE_MASK;
     if (e->tag_read != page || (write && e->tag_write != page)) {
+        r->missed |= r->granted && (write ? e->tag_write : e->tag_read) != page;
         r->granted = false;
         return;
     }
@@ -91,7 +95,13 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
     unsigned word = v->stack_size;
     u64 mask = stack_mask(v), sp = v->gpr[RSP];
     r->granted = true;
-    if ((i->flags & INSN_MEM) && !(row->map == 0 && row->opcode == 0x8d)) {
+    if (!strcmp(row->mnemonic, "FLDCW")) /* what it loads decides whether the translation goes on */
+        return r->granted = false;
+    r->missed = !jit_ready(v, i);
+    if (r->missed)
+        return r->granted = false;
+    bool hint = row->map == 1 && (row->opcode == 0x0d || (row->opcode >= 0x18 && row->opcode <= 0x1f)) && row->jit == JIT_EMIT;
+    if ((i->flags & INSN_MEM) && !(row->map == 0 && row->opcode == 0x8d) && !hint) {
         unsigned size = 0, access = 0;
         for (unsigned n = 0; n < row->nopnd; n++) {
             const struct operand *o = &row->opnd[n];
@@ -199,7 +209,7 @@ static bool states_differ(const struct state *a, const struct state *b)
 
 /* The interpreter has run @count instructions from @first on, from the state @before: the JIT's turn. */
 static void compare(struct vcpu *v, struct block *b, unsigned first, unsigned count, const struct state *before,
-                    struct recorder *r, const u8 *bytes, size_t len)
+                    struct recorder *r, const u8 *bytes, size_t len, bool stop)
 {
     struct state interp, jit;
     u64 next_rip = v->next_rip, icount = v->icount;
@@ -210,8 +220,7 @@ static void compare(struct vcpu *v, struct block *b, unsigned first, unsigned co
     for (unsigned n = r->n; n-- > 0;)
         memcpy(r->place[n].host, r->place[n].before, r->place[n].size);
     state_put(v, before);
-    bool slow;
-    if (jit_run_region(v, b, first, count, &slow)) {
+    if (jit_run_region(v, b, first, count + stop, stop)) {
         state_take(v, &jit);
         /* Two writes to one place: only the last image is what both left. */
         if (states_differ(&interp, &jit) || places_differ(r))
@@ -241,6 +250,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         unsigned first = n;
         struct state before;
         size_t len = 0;
+        bool stop = false;
         const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
         v->rip = rip;
         state_take(v, &before);
@@ -250,9 +260,13 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
             v->insn = i;
             v->rip = rip;
             v->next_rip = rip + i->len;
+            r->missed = false;
             bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
-            if (!native && n != first)
+            if (!native && n != first) {
+                stop = r->missed;
+                memcpy(bytes + len, host + len, i->len);
                 break;
+            }
             if (native) {
                 memcpy(bytes + len, host + len, i->len);
                 len += i->len;
@@ -274,7 +288,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         if (n > first && len) {
             ip->current = NULL;
             v->next_rip = n < total && result == HOT_DONE ? rip : after;
-            compare(v, b, first, n - first, &before, r, bytes, len);
+            compare(v, b, first, n - first, &before, r, bytes, len + (stop ? b->insn[n].len : 0), stop);
             ip->current = b;
         }
         v->rip = rip;
@@ -294,7 +308,7 @@ static enum run_result run(struct vcpu *v)
     int reason = setjmp(v->unwind);
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return run_plain(v);
+    return run_ended(v, run_plain(v));
 }
 
 static int attach(struct vcpu *v) { return engine_jit.attach(v); }

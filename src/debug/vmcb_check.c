@@ -16,6 +16,7 @@ struct vmcb_case {
     u64 f[VMCB_FIELD_COUNT];
     u8 features[FEAT_COUNT];
     bool known[VMCB_FIELD_COUNT];
+    bool json;
     bool live; /* of a processor at hand: nothing is unknown */
     unsigned first_line, last_line, number, count;
 };
@@ -54,11 +55,6 @@ static const struct {
     {"ldtr:", VMCB_LDTR_SELECTOR, VMCB_LDTR_LIMIT, VMCB_LDTR_BASE}, {"tr:", VMCB_TR_SELECTOR, VMCB_TR_LIMIT, VMCB_TR_BASE},
 };
 
-bool vmcb_check_mine(const char *text, size_t len)
-{
-    return memmem(text, len, marks[0], strlen(marks[0])) || memmem(text, len, marks[1], strlen(marks[1]));
-}
-
 static const char *find_word(const char *line, const char *key)
 {
     for (const char *p = line; (p = strstr(p, key)); p++)
@@ -90,6 +86,70 @@ static int store(struct vmcb_case *c, unsigned field, u64 value, unsigned shift,
     return 0;
 }
 
+/* ---- JSON ---- */
+
+static int field_by_name(const char *name)
+{
+    for (unsigned n = 0; n < VMCB_FIELD_COUNT; n++)
+        if (!strcasecmp(vmcb_fields[n].name, name))
+            return (int)n;
+    return -1;
+}
+
+struct probe {
+    unsigned vmcb, other;
+};
+
+static int probe_name(struct json *j, const char *name, u64 value)
+{
+    struct probe *p = j->target;
+    (void)value;
+    if (field_by_name(name) >= 0)
+        p->vmcb++;
+    else if (strcasecmp(name, "MAXPHYADDR"))
+        p->other++;
+    return 0;
+}
+
+static size_t skip_blank(const char *text, size_t len)
+{
+    size_t i = 0;
+    while (i < len && isspace((unsigned char)text[i]))
+        i++;
+    return i;
+}
+
+static bool is_json(const char *text, size_t len)
+{
+    size_t i = skip_blank(text, len);
+    return i < len && text[i] == '{';
+}
+
+static int set_named(struct json *j, const char *name, u64 value)
+{
+    struct vmcb_case *c = j->target;
+    int n = field_by_name(name);
+    if (n >= 0)
+        return store(c, (unsigned)n, value, 0, j->line, j->err);
+    if (!strcasecmp(name, "MAXPHYADDR") && value >= 32 && value <= 52) {
+        c->s.maxphyaddr = (u8)value;
+        return 0;
+    }
+    return error_set(j->err, "line %u: \"%.64s\" is no VMCB field (nestor list vmcb-fields) and not MAXPHYADDR (32 to 52)", j->line, name);
+}
+
+bool vmcb_check_mine(const char *text, size_t len)
+{
+    if (is_json(text, len)) {
+        struct probe p = {0};
+        struct error ignored;
+        struct json j = {.p = text, .end = text + len, .line = 1, .err = &ignored, .set = probe_name, .target = &p};
+        json_read(&j);
+        return p.vmcb > p.other;
+    }
+    return memmem(text, len, marks[0], strlen(marks[0])) || memmem(text, len, marks[1], strlen(marks[1]));
+}
+
 static int read_segment(struct vmcb_case *c, const char *line, unsigned number, struct error *err)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(segments); i++) {
@@ -111,8 +171,15 @@ static int read_line(struct vmcb_case *c, const char *line, unsigned number, str
     for (unsigned i = 0; i < ARRAY_SIZE(keys); i++) {
         u64 value, second;
         const char *p = find_word(line, keys[i].key);
+        const char *digits = p ? p + strspn(p, " \t") : NULL;
         if (!p || !(p = read_number(p, keys[i].decimal, &value)))
             continue;
+        /* Up to Linux 5.7 both words of intercepts are one number of 16 digits. */
+        if (keys[i].field == VMCB_INTERCEPT_MISC1 && p - digits == 16) {
+            if (store(c, VMCB_INTERCEPT_MISC2, value >> 32, 0, number, err))
+                return -1;
+            value = (u32)value;
+        }
         if (store(c, keys[i].field, value, keys[i].shift, number, err))
             return -1;
         if (keys[i].field == VMCB_INTERCEPT_MISC1 && read_number(p, false, &second) && store(c, VMCB_INTERCEPT_MISC2, second, 0, number, err))
@@ -134,6 +201,18 @@ static void case_init(struct vmcb_case *c)
 static int read_dump(struct vmcb_case *c, const char *text, size_t len, unsigned wanted, struct error *err)
 {
     case_init(c);
+    if (is_json(text, len)) {
+        struct json j = {.p = text, .end = text + len, .line = 1, .err = err, .set = set_named, .target = c};
+        if (wanted > 1)
+            return error_set(err, "dump %u is asked for, JSON has one", wanted);
+        if (json_read(&j))
+            return -1;
+        c->json = true;
+        c->number = c->count = 1;
+        c->first_line = j.first_line;
+        c->last_line = j.line;
+        return 0;
+    }
     for (const char *p = text; (p = memmem(p, len - (size_t)(p - text), marks[0], strlen(marks[0]))); p++)
         c->count++;
     if (!c->count)
@@ -181,26 +260,39 @@ static enum check_result run_row(const struct vmcb_case *c, const struct virt_ch
     return k->ok(&c->s) ? RESULT_PASS : RESULT_FAIL;
 }
 
-/* Single bits whose change satisfies the row and breaks no other. */
+/* Whether @c satisfies the row and breaks no other that held on @given. */
+static bool content(const struct vmcb_case *given, const struct vmcb_case *c, const struct virt_check *k, bool must_apply)
+{
+    unsigned rows;
+    const struct virt_check *table = svm_check_table(&rows);
+    enum check_result r = run_row(c, k);
+    bool good = r == RESULT_PASS || (!must_apply && r == RESULT_NOT_APPLICABLE);
+    for (unsigned n = 0; good && n < rows; n++)
+        good = run_row(c, &table[n]) != RESULT_FAIL || run_row(given, &table[n]) == RESULT_FAIL;
+    return good;
+}
+
+/* What would satisfy the row: single bits; else one that makes it not apply, or an address within the width. */
 static unsigned repairs(const struct vmcb_case *given, const struct virt_check *k, char text[][96], unsigned max)
 {
     struct vmcb_case c = *given;
-    unsigned n = 0, rows;
-    const struct virt_check *table = svm_check_table(&rows);
+    unsigned n = 0;
     c.s.f = c.f;
     c.s.features = c.features;
-    for (unsigned i = 0; i < k->nfields; i++) {
-        unsigned field = (unsigned)vmcb_find(k->fields[i]);
-        for (unsigned bit = 0; bit < vmcb_fields[field].bytes * 8u && n < max; bit++) {
-            c.f[field] ^= BIT64(bit);
-            bool good = run_row(&c, k) == RESULT_PASS;
-            for (unsigned r = 0; good && r < rows; r++)
-                good = run_row(&c, &table[r]) != RESULT_FAIL || run_row(given, &table[r]) == RESULT_FAIL;
-            if (good)
-                snprintf(text[n++], 96, "%s %s bit %u", c.f[field] >> bit & 1 ? "set" : "clear", vmcb_fields[field].name, bit);
-            c.f[field] ^= BIT64(bit);
+    for (unsigned pass = 0; pass < 2 && !n; pass++)
+        for (unsigned i = 0; i < k->nfields; i++) {
+            unsigned field = (unsigned)vmcb_find(k->fields[i]);
+            u64 old = c.f[field], within = old & BITS64(c.s.maxphyaddr - 2u, 0);
+            for (unsigned bit = 0; bit < vmcb_fields[field].bytes * 8u && n < max; bit++) {
+                c.f[field] = old ^ BIT64(bit);
+                if (content(given, &c, k, !pass))
+                    snprintf(text[n++], 96, "%s %s bit %u", c.f[field] >> bit & 1 ? "set" : "clear", vmcb_fields[field].name, bit);
+            }
+            c.f[field] = within;
+            if (pass && within != old && n < max && content(given, &c, k, true))
+                snprintf(text[n++], 96, "%s = 0x%" PRIx64, vmcb_fields[field].name, within);
+            c.f[field] = old;
         }
-    }
     return n;
 }
 
@@ -221,7 +313,7 @@ int vmcb_check(const char *name, const char *text, size_t len, unsigned number, 
         fprintf(out, ",\n  \"kind\": \"VMCB\", \"dump\": %u, \"dumps\": %u, \"first_line\": %u, \"last_line\": %u, \"fields\": %u,\n  \"rows\": [\n", c.number,
                 c.count, c.first_line, c.last_line, known);
     } else {
-        fprintf(out, "%s: Linux kernel log, lines %u to %u", name, c.first_line, c.last_line);
+        fprintf(out, "%s: %s, lines %u to %u", name, c.json ? "JSON" : "Linux kernel log", c.first_line, c.last_line);
         if (c.count > 1)
             fprintf(out, ", dump %u of %u", c.number, c.count);
         fprintf(out, "; %u of %u VMCB fields\n", known, (unsigned)VMCB_FIELD_COUNT);

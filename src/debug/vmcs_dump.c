@@ -268,57 +268,7 @@ static int read_log(struct vmcs_dump *d, const char *text, size_t len, unsigned 
     return 0;
 }
 
-/* ---- JSON: one object of "NAME": "0x..." or number; an inner object only groups ---- */
-struct json {
-    const char *p, *end;
-    unsigned line, depth;
-    struct error *err;
-};
-
-static int json_error(struct json *j, const char *what) { return error_set(j->err, "line %u: %s", j->line, what); }
-
-static void json_blank(struct json *j)
-{
-    for (; j->p < j->end && isspace((unsigned char)*j->p); j->p++)
-        j->line += *j->p == '\n';
-}
-
-static bool json_take(struct json *j, char c)
-{
-    json_blank(j);
-    if (j->p == j->end || *j->p != c)
-        return false;
-    j->p++;
-    return true;
-}
-
-static int json_string(struct json *j, char *buf, size_t size)
-{
-    size_t n = 0;
-    if (!json_take(j, '"'))
-        return json_error(j, "expected a string in double quotes");
-    for (; j->p < j->end && *j->p != '"'; j->p++) {
-        if (*j->p == '\n' || *j->p == '\\' || n + 1 >= size)
-            return json_error(j, "a name or value that is too long or has an escape in it");
-        buf[n++] = *j->p;
-    }
-    buf[n] = 0;
-    if (j->p == j->end)
-        return json_error(j, "the text ends within a string");
-    j->p++;
-    return 0;
-}
-
-static int json_number(struct json *j, const char *text, u64 *value)
-{
-    char *end;
-    /* Decimal or 0x; a leading 0 does not make it octal. */
-    bool hex = text[0] == '0' && (text[1] | 0x20) == 'x';
-    if (hex ? !isxdigit((unsigned char)text[2]) || strlen(text) > 18 : !isdigit((unsigned char)text[0]) || strlen(text) > 19)
-        return json_error(j, "a value that is no number of 64 bits, expected \"0x...\" or digits");
-    *value = strtoull(text, &end, hex ? 16 : 10);
-    return *end ? json_error(j, "a value that is no number, expected \"0x...\" or digits") : 0;
-}
+/* ---- JSON ---- */
 
 static void set_word(struct vmx_caps *k, enum vmx_word w, u64 value)
 {
@@ -359,8 +309,9 @@ static bool set_capability(struct vmcs_dump *d, const char *name, u64 value)
     return false;
 }
 
-static int set_named(struct vmcs_dump *d, struct json *j, const char *name, u64 value)
+static int set_named(struct json *j, const char *name, u64 value)
 {
+    struct vmcs_dump *d = j->target;
     char where[32];
     snprintf(where, sizeof(where), "line %u", j->line);
     /* Linux's spelling of the PDPTE fields. */
@@ -378,61 +329,18 @@ static int set_named(struct vmcs_dump *d, struct json *j, const char *name, u64 
                      where, name);
 }
 
-static int json_object(struct json *j, struct vmcs_dump *d)
-{
-    char name[96], text[96];
-    if (!json_take(j, '{'))
-        return json_error(j, "expected {");
-    if (++j->depth > 8)
-        return json_error(j, "objects nested too deeply");
-    if (json_take(j, '}'))
-        return j->depth--, 0;
-    do {
-        u64 value = 0;
-        if (json_string(j, name, sizeof(name)))
-            return -1;
-        if (!json_take(j, ':'))
-            return json_error(j, "expected : after a name");
-        json_blank(j);
-        if (j->p < j->end && *j->p == '{') {
-            if (json_object(j, d))
-                return -1;
-            continue;
-        }
-        if (j->p < j->end && *j->p == '"') {
-            if (json_string(j, text, sizeof(text)))
-                return -1;
-        } else {
-            size_t n = 0;
-            for (; j->p < j->end && (word_byte(*j->p) || strchr("+-.", *j->p)) && *j->p && n + 1 < sizeof(text); j->p++)
-                text[n++] = *j->p;
-            text[n] = 0;
-            if (!strcmp(text, "null"))
-                continue;
-        }
-        if (json_number(j, text, &value) || set_named(d, j, name, value))
-            return -1;
-    } while (json_take(j, ','));
-    if (!json_take(j, '}'))
-        return json_error(j, "expected , or }");
-    j->depth--;
-    return 0;
-}
-
 static int read_json(struct vmcs_dump *d, const char *text, size_t len, unsigned wanted, struct error *err)
 {
-    struct json j = {.p = text, .end = text + len, .line = 1, .err = err};
+    struct json j = {.p = text, .end = text + len, .line = 1, .err = err, .set = set_named, .target = d};
     if (wanted > 1)
         return error_set(err, "dump %u is asked for, JSON has one", wanted);
     d->kind = "JSON";
     d->number = d->count = 1;
-    json_blank(&j);
-    d->first_line = j.line;
-    if (json_object(&j, d))
+    if (json_read(&j))
         return -1;
+    d->first_line = j.first_line;
     d->last_line = j.line;
-    json_blank(&j);
-    return j.p == j.end ? 0 : json_error(&j, "something follows the object");
+    return 0;
 }
 
 int vmcs_dump_read(struct vmcs_dump *d, const char *text, size_t len, unsigned number, struct error *err)

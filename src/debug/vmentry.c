@@ -103,7 +103,7 @@ static void print_phase(const struct vcpu *v, unsigned n, FILE *out)
 
 /* ---- AMD-V: VMRUN of the VMCB in RAX ---- */
 
-static bool vmrun_at(struct vcpu *v)
+bool vmrun_at(struct vcpu *v)
 {
     u8 b[3];
     gva_t la = (v->seg_base[SEG_CS] + v->rip) & v->linear_mask;
@@ -406,7 +406,13 @@ static void break_command(struct debugger *g, const char *what, FILE *out)
     }
 }
 
-void entry_command(struct debugger *g, struct vcpu *v, char *args, FILE *out)
+static void entered_command(struct debugger *g, const char *what, FILE *out)
+{
+    g->entered_all = strcmp(what, "off") != 0;
+    fputs(g->entered_all ? "Stops behind every VM entry, before the guest's first instruction.\n" : "Stops behind no VM entry.\n", out);
+}
+
+void cmd_vmentry(struct debugger *g, struct vcpu *v, char *args, FILE *out)
 {
     char *rest = args + strcspn(args, " ");
     if (*rest)
@@ -416,6 +422,8 @@ void entry_command(struct debugger *g, struct vcpu *v, char *args, FILE *out)
         fputs("This processor model has neither VMX nor SVM.\n", out);
     else if (!strcmp(args, "break"))
         break_command(g, rest, out);
+    else if (!strcmp(args, "entered"))
+        entered_command(g, rest, out);
     else if (v->svm && !strcmp(args, "step"))
         vmrun_step(g, v, *rest ? strtoul(rest, NULL, 0) : 1, false, out);
     else if (v->svm && !strcmp(args, "next-failure"))
@@ -434,6 +442,7 @@ void entry_command(struct debugger *g, struct vcpu *v, char *args, FILE *out)
         list_command(v, rest, out);
     else
         fputs("vmentry break [fail|ID|off]   stop at VM entries: all, those that would fail, those that row ID refuses\n"
+              "vmentry entered [off]         stop behind VM entries, before the guest's first instruction\n"
               "vmentry step [N]              evaluate the next check row (N of them), then what the entry loads\n"
               "vmentry next-failure          evaluate up to the next row that fails\n"
               "vmentry why                   every failing row of the current VMCS, and what would satisfy it\n"

@@ -21,6 +21,7 @@ struct pio_range {
 struct pio_bus {
     u16 slot[PORTS]; /* 0 nobody, else index + 1 into ranges */
     struct pio_range ranges[MAX_RANGES];
+    struct lock *lock;
 };
 
 void *device_alloc(size_t size)
@@ -117,7 +118,9 @@ static void write_whole(struct pio_bus *b, u32 port, u32 value, unsigned size)
 
 u32 pio_read(struct pio_bus *b, u16 port, unsigned size)
 {
+    lock_take(b->lock);
     u32 v = read_whole(b, port, size);
+    lock_give(b->lock);
     log_at(pio, "in  %#06x/%u -> %#x", port, size, v);
     return v;
 }
@@ -125,8 +128,12 @@ u32 pio_read(struct pio_bus *b, u16 port, unsigned size)
 void pio_write(struct pio_bus *b, u16 port, u32 value, unsigned size)
 {
     log_at(pio, "out %#06x/%u <- %#x", port, size, value);
+    lock_take(b->lock);
     write_whole(b, port, value, size);
+    lock_give(b->lock);
 }
+
+void pio_bus_set_lock(struct pio_bus *b, struct lock *lock) { b->lock = lock; }
 
 void pio_bus_list(struct pio_bus *b, void (*each)(u16 base, u32 count, const char *name, void *arg), void *arg)
 {

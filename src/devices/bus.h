@@ -11,6 +11,8 @@ struct pio_bus;
 
 struct pio_bus *pio_bus_new(void);
 void pio_bus_free(struct pio_bus *b);
+/* Accesses take @lock (NULL: none); it outlives the bus. */
+void pio_bus_set_lock(struct pio_bus *b, struct lock *lock);
 /* Claims ports base..base+count-1; @ops and @opaque outlive the bus. Overlap is an error. */
 int pio_bus_add(struct pio_bus *b, u16 base, u32 count, const struct io_ops *ops, void *opaque, const char *name,
                 struct error *err);

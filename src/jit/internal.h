@@ -31,17 +31,27 @@ struct frame {
     u64 end;   /* v->budget_end that .left counts from */
     u64 temp, temp2;
     struct jit *jit;
-    u64 fp;    /* the host's MXCSR is the guest's */
+    u64 units; /* enum unit: what the host holds of the guest's */
     u64 spare;
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
 
-/* What a call of a body is told besides the instruction: packed in one register. */
-#define INFO(off, idx, n) ((u32)(off) | (u32)(idx) << 12 | (u32)(n) << 20)
-#define INFO_OFF(x) ((x) & 0xfff)
-#define INFO_IDX(x) ((x) >> 12 & 0xff)
-#define INFO_N(x) ((x) >> 20 & 0xff)
+/* What the host can hold of the guest's SIMD state; the first four as in simd_ok. */
+enum unit {
+    UNIT_X87 = BIT(0),  /* the registers, control and status */
+    UNIT_MMX = BIT(1),  /* which may be used as MMX registers */
+    UNIT_SSE = BIT(2), UNIT_AVX = BIT(3), /* the vector registers, all of them with either */
+    UNIT_FP = BIT(4),   /* MXCSR */
+};
+#define UNIT_OF_SIMD_OK 0xfu
+
+/* What a call of a body is told besides the instruction: its distance from the start of the translation
+ * (13 bits, signed), its number, and how many instructions the entry counted; packed in one register. */
+#define INFO(off, idx, n) (((u32)(off) & 0x1fff) | (u32)(idx) << 13 | (u32)(n) << 21)
+#define INFO_OFF(x) ((s64)(s32)((x) << 19) >> 19)
+#define INFO_IDX(x) ((x) >> 13 & 0xff)
+#define INFO_N(x) ((x) >> 21 & 0xff)
 
 /* The address in hand: exit reason in bits 3:0, for JIT_EXIT_LINK the number of the link above. */
 #define EXIT_REASON(x) ((x) & 15)
@@ -60,32 +70,62 @@ struct link {
 /* block.links: heads of the two lists, numbers of links; 0 ends. */
 struct block_links {
     u32 in, out;
-    bool flags_dead; /* the block writes every flag before it looks at any: links may skip saving them */
+    u32 n; /* instructions that the translation's entry counts */
 };
 
 #define LINK_MAX (1u << 18)
+
+/* What is translated together (path.c): blocks of one page, by offset from the first. */
+#define PATH_MAX_INSNS 160u
+#define PATH_MAX_BLOCKS 24u
+struct path {
+    unsigned n, nblocks;
+    const struct insn *insn[PATH_MAX_INSNS];
+    s16 off[PATH_MAX_INSNS];
+    struct block *block[PATH_MAX_BLOCKS];
+    s16 at[PATH_MAX_BLOCKS];
+    bool near; /* of the last block */
+};
+void path_find(struct vcpu *v, struct block *head, struct path *p);
+static inline bool in_page(const struct block *b, s64 delta)
+{
+    s64 at = (s64)(b->host & ~PAGE_MASK) + delta;
+    return at >= 0 && at < (s64)PAGE_SIZE;
+}
+
+/* block.users: a translation of @head, made of this block too, if it is still the one that has @links. */
+struct block_user {
+    struct block *head;
+    const struct block_links *links;
+    struct block_user *next;
+};
 
 /* Part of a block, for lock-step. */
 #define PARTS (1u << 16)
 struct part {
     const struct block *b;
     u16 first, count;
+    bool stop;
     u32 size;
     u8 *code;
 };
 
 struct jit {
     u8 *rw, *rx;        /* the two mappings of the code arena */
-    size_t size, used, base; /* base: behind the stubs */
-    u8 *enter, *call, *exit, *fp; /* stubs, addresses in the writable mapping */
+    size_t size;
+    size_t used, base;   /* of code; base: behind the stubs */
+    size_t cold, middle; /* of what seldom runs, and tables; from the middle on */
+    u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;
     u32 pending;        /* the link that left translated code last */
-    bool slow;          /* a body was called */
     bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
+    bool host_xsave;    /* and its operating system has XSAVE on */
+    bool zmm;           /* the guest's vector registers are wider than 256 bits */
+    _Alignas(64) u8 x87_image[576];
     struct part *parts; /* lock-step: translations of parts of blocks, PARTS of them, made on first use */
     const struct part *part; /* that ran last */
     struct jit_stats stats;
@@ -94,12 +134,24 @@ struct jit {
 struct translation_request {
     struct vcpu *v;
     struct jit *j;
-    struct block *b;
+    struct block *b;    /* the instructions, perhaps of several blocks (path.c), */
+    struct block *head; /* of which this is the first */
+    const s16 *off;     /* where each instruction is; NULL: one block */
     unsigned first, count;
     bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
+    bool stop;   /* the slow path of the last instruction is JIT_EXIT_STOP in front of it */
 };
-/* Translates into @c (of the writable mapping). False: buffer full. */
-bool translate(const struct translation_request *q, struct code_buf *c, struct block_links *links);
+/* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
+bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
+
+/* ---- units.c ---- */
+/* The units an instruction needs to run natively. */
+u32 jit_units_of(const struct insn_row *row);
+/* Called by translated code: makes the host hold the units @need; 0: they are not to be had now. */
+u64 jit_units_enter(struct vcpu *v, struct frame *f, u32 need);
+/* The vector registers are stored: the rest goes back to struct vcpu, and the host has its own again. */
+void jit_units_leave(struct vcpu *v, struct frame *f);
+void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(struct code_buf *c, bool load));
 
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);

@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xmmintrin.h>
 
 #define HEAT 16
 #define BLOCK_CODE_MAX 32768u /* more than any block can make */
@@ -83,11 +82,21 @@ static void put_return(struct code_buf *c)
     put1(c, 0xc3);
 }
 
+/* The vector registers to struct vcpu if the host holds them; @deep: bytes on the stack above the frame. */
+static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
+{
+    put_rm(c, false, 0xf6, 0, H_RSP, F_AT(units) + deep), put1(c, UNIT_SSE | UNIT_AVX); /* test byte */
+    u8 *none = put_jcc(c, CC_E);
+    put_call_to(c, j->vec_store);
+    put_target(none, c->p);
+}
+
 static void make_stubs(struct jit *j)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
     /* u64 enter(v, const struct frame *, code): the return value is what emit_exit() put in EAX. */
+    units_make_stubs(j, &c, put_registers);
     j->enter = c.p;
     for (unsigned n = 0; n < ARRAY_SIZE(saved); n++)
         put_push(&c, saved[n]);
@@ -105,6 +114,7 @@ static void make_stubs(struct jit *j)
     j->exit = c.p;
     put_registers(&c, false);
     put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    put_vec_store(j, &c, 0);
     put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
     put_mov_rr(&c, H_RSI, H_RSP);
     put_c_call(&c, (const void *)(uintptr_t)jit_leave);
@@ -114,6 +124,7 @@ static void make_stubs(struct jit *j)
     /* The body of the instruction at RCX, INFO in EAX. */
     j->call = c.p;
     put_registers(&c, false);
+    put_vec_store(j, &c, 8);
     put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
     put_mov_rr(&c, H_RSI, H_RCX);
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
@@ -130,58 +141,26 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
-    /* Loads the guest's MXCSR, unless that is not plain: ZF. */
-    j->fp = c.p;
-    put_rm(&c, false, 0x8b, H_RAX, H_RBP, V_AT(mxcsr));
-    put_alu_imm(&c, false, 4, H_RAX, (s32)~(MXCSR_FLAGS | MXCSR_PLAIN_CONTROL));
-    put_alu_imm(&c, false, 7, H_RAX, MXCSR_MASKS);
-    u8 *odd = put_jcc(&c, CC_NE);
-    put_rm(&c, false, 0x0fae, 2, H_RBP, V_AT(mxcsr)); /* ldmxcsr */
-    put_mov_imm32(&c, H_RAX, 1);
-    put_rm(&c, true, 0x89, H_RAX, H_RSP, F_AT(fp) + 8);
-    put_rr(&c, false, 0x85, H_RAX, H_RAX);
-    put1(&c, 0xc3);
-    put_target(odd, c.p);
-    put_rr(&c, false, 0x31, H_RAX, H_RAX);
-    put1(&c, 0xc3);
-
     j->base = j->used = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
+    j->cold = j->middle = j->size / 8 * 3;
 }
 
 /* ---- called by translated code ---- */
-
-/* C code runs with the host's own MXCSR. */
-static inline void fp_leave(struct vcpu *v, const struct frame *f)
-{
-    if (f->fp) {
-        v->mxcsr = _mm_getcsr();
-        _mm_setcsr(HOST_MXCSR);
-    }
-}
-static inline void fp_return(struct vcpu *v, struct frame *f)
-{
-    if (!f->fp)
-        return;
-    if (borrow_mxcsr_plain(v->mxcsr))
-        _mm_setcsr(v->mxcsr);
-    else
-        f->fp = 0;
-}
 
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
     const struct insn_row *row = insn_row(i);
-    fp_leave(v, f);
+    if (f->units)
+        jit_units_leave(v, f);
     j->stats.calls++;
     j->stats.row_calls[i->row]++;
     if (row->jit != JIT_CALL) {
         j->stats.slow++;
         j->stats.row_slow[i->row]++;
     }
-    j->slow = true;
-    v->rip = f->rip + INFO_OFF(info);
+    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
     v->next_rip = v->rip + i->len;
     v->insn = i;
     ip->start = i - INFO_IDX(info);
@@ -201,13 +180,13 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         return 1;
     }
     f->flags = flags_get(v);
-    fp_return(v, f);
     return 0;
 }
 
 void jit_leave(struct vcpu *v, struct frame *f)
 {
-    fp_leave(v, f);
+    if (f->units)
+        jit_units_leave(v, f);
     v->rip = f->rip;
     v->icount = f->end - (u64)f->left;
     flags_put(v, (u32)f->flags);
@@ -238,9 +217,8 @@ static void link_set(struct jit *j, u32 n, struct block *to)
     j->stats.links++;
 }
 
-static void block_died(struct vcpu *v, struct block *b)
+static void translation_drop(struct jit *j, struct block *b)
 {
-    struct jit *j = v->jit;
     struct block_links *bl = b->links;
     for (u32 n = bl->in; n; n = j->link[n].next_in)
         if (j->link[n].to == b)
@@ -248,8 +226,20 @@ static void block_died(struct vcpu *v, struct block *b)
     for (u32 n = bl->out; n; n = j->link[n].next_out)
         j->link[n].from = NULL; /* still in the list of its target, where it no longer counts */
     b->code = NULL;
+    b->heat = 0;
     j->pending = 0;
     j->stats.died++;
+}
+
+static void block_died(struct vcpu *v, struct block *b)
+{
+    struct jit *j = v->jit;
+    if (b->code)
+        translation_drop(j, b);
+    for (const struct block_user *u = b->users; u; u = u->next)
+        if (u->head->code && u->head->links == u->links)
+            translation_drop(j, u->head);
+    b->users = NULL;
     /* Translated code that is running might be on its way into this block. */
     cpu_attention(v, ATT_BLOCK);
 }
@@ -257,6 +247,7 @@ static void block_died(struct vcpu *v, struct block *b)
 static void cache_empty(struct jit *j)
 {
     j->used = j->base;
+    j->cold = j->middle;
     j->links = 1;
     j->pending = 0;
     j->patched = true;
@@ -275,6 +266,7 @@ static void cache_flush(struct vcpu *v)
         for (struct block *b = ip->hash[n]; b; b = b->hash_next) {
             b->code = NULL;
             b->links = NULL;
+            b->users = NULL;
             b->heat = 0;
         }
     cache_empty(v->jit);
@@ -292,23 +284,69 @@ static bool mode_ok(const struct vcpu *v)
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
 
+/* Room in the cold part of the arena: its offset. Code lies closer together without what seldom runs. */
+static size_t arena_take(struct jit *j, size_t size)
+{
+    size_t at = j->cold;
+    j->cold = (at + size + 15) & ~(size_t)15;
+    return at;
+}
+
+/* The instructions of @p one behind the other, as a block that is found by nobody. */
+static struct block *path_block(struct jit *j, const struct block *head, const struct path *p)
+{
+    struct block *b = (struct block *)(void *)(j->rw + arena_take(j, sizeof(*b) + p->n * sizeof(struct insn)));
+    *b = (struct block){.host = head->host, .mode = head->mode, .n = (u16)p->n, .near = p->near};
+    for (unsigned n = 0; n < p->n; n++)
+        b->insn[n] = *p->insn[n];
+    return b;
+}
+
+#define PATH_BYTES (sizeof(struct block) + PATH_MAX_INSNS * (sizeof(struct insn) + 2) + PATH_MAX_BLOCKS * 64 + 256)
+
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
-    if (j->used + BLOCK_CODE_MAX + sizeof(struct block_links) > j->size || j->links + 2 * BLOCK_MAX > LINK_MAX)
+    if (j->used + BLOCK_CODE_MAX > j->middle || j->cold + 2 * BLOCK_CODE_MAX + PATH_BYTES > j->size ||
+        j->links + 2 * PATH_MAX_INSNS > LINK_MAX)
         cache_flush(v);
-    *links = (struct block_links *)(void *)(j->rw + j->used);
-    **links = (struct block_links){0};
-    size_t start = j->used + 64;
-    struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX - 64, false};
-    struct translation_request q = {.v = v, .j = j, .b = b, .first = 0, .count = b->n};
-    if (!translate(&q, &c, *links))
-        return NULL;
-    size_t end = (size_t)(c.p - j->rw);
-    j->stats.translated++;
-    j->stats.bytes += end - start;
-    j->used = (end + 63) & ~(size_t)63;
-    return j->rx + start;
+    size_t before = j->cold;
+    u32 links_before = j->links;
+    struct path p;
+    path_find(v, b, &p);
+    for (;;) {
+        *links = (struct block_links *)(void *)(j->rw + arena_take(j, sizeof(**links)));
+        **links = (struct block_links){.n = p.n};
+        struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = 0, .count = p.n};
+        if (p.nblocks > 1) {
+            q.b = path_block(j, b, &p);
+            s16 *off = (s16 *)(void *)(j->rw + arena_take(j, sizeof(p.off)));
+            memcpy(off, p.off, p.n * sizeof(*off));
+            q.off = off;
+        }
+        struct code_buf c = {j->rw + j->used, j->rw + j->used + BLOCK_CODE_MAX, false};
+        struct code_buf cold = {j->rw + j->cold, j->rw + j->cold + 2 * BLOCK_CODE_MAX, false};
+        u8 *code = j->rx + j->used;
+        if (translate(&q, &c, &cold, *links)) {
+            size_t size = (size_t)(c.p - (j->rw + j->used)), rest = (size_t)(cold.p - (j->rw + j->cold));
+            j->used = (j->used + size + 31) & ~(size_t)31;
+            arena_take(j, rest);
+            j->stats.translated++;
+            j->stats.bytes += size + rest;
+            for (unsigned n = 1; n < p.nblocks; n++) {
+                struct block_user *u = (struct block_user *)(void *)(j->rw + arena_take(j, sizeof(*u)));
+                *u = (struct block_user){b, *links, p.block[n]->users};
+                p.block[n]->users = u;
+            }
+            return code;
+        }
+        j->cold = before;
+        j->links = links_before;
+        if (p.nblocks == 1)
+            return NULL;
+        p.n = b->n; /* too much: the block alone */
+        p.nblocks = 1;
+    }
 }
 
 static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
@@ -336,7 +374,7 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
         link_set(j, j->pending, b);
         j->pending = 0;
     }
-    if (v->budget_end - v->icount < b->n)
+    if (v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
         return HOT_COLD;
     if (j->patched) {
         j->serialise();
@@ -369,40 +407,40 @@ static enum run_result run(struct vcpu *v)
     j->pending = 0;
     if (run_unwound(v, reason))
         return RUN_REQUEST;
-    return log_on(LOG_insn) ? run_traced(v) : run_plain(v);
+    return run_ended(v, log_on(LOG_insn) ? run_traced(v) : run_plain(v));
 }
 
 /* ---- lock-step ---- */
 
-static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count)
+static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool stop)
 {
     struct jit *j = v->jit;
     if (!j->parts && !(j->parts = calloc(PARTS, sizeof(*j->parts))))
         panic("out of memory");
-    u64 hash = ((u64)(uintptr_t)b + first * 64 + count) * 0x9e3779b97f4a7c15ull;
+    u64 hash = ((u64)(uintptr_t)b + first * 128 + count * 2 + stop) * 0x9e3779b97f4a7c15ull;
     struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
-    if (r->b == b && r->first == first && r->count == count && b->host)
+    if (r->b == b && r->first == first && r->count == count && r->stop == stop && b->host)
         return r;
-    if (j->used + BLOCK_CODE_MAX > j->size)
+    if (j->used + BLOCK_CODE_MAX > j->middle)
         cache_empty(j);
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
-    struct translation_request q = {.v = v, .j = j, .b = b, .first = first, .count = count, .region = true};
-    if (!translate(&q, &c, &links))
+    struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = first, .count = count, .region = true, .stop = stop};
+    if (!translate(&q, &c, NULL, &links))
         return NULL;
     size_t end = (size_t)(c.p - j->rw);
     j->used = (end + 63) & ~(size_t)63;
-    *r = (struct part){b, (u16)first, (u16)count, (u32)(end - start), j->rx + start};
+    *r = (struct part){b, (u16)first, (u16)count, stop, (u32)(end - start), j->rx + start};
     return r;
 }
 
-bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow)
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool stop)
 {
     struct jit *j = v->jit;
     if (!mode_ok(v))
         return false;
-    const struct part *r = part_of(v, b, first, count);
+    const struct part *r = part_of(v, b, first, count, stop);
     if (!r)
         return false;
     j->part = r;
@@ -415,12 +453,12 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
-    j->slow = false;
+    /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
+    memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
     enter(v, &f, r->code);
     v->icount = icount;
-    *slow = j->slow;
     return true;
 }
 
@@ -481,17 +519,22 @@ static void ask_host(struct jit *j)
             j->host_has[f] = r[info->reg] >> info->bit & 1;
         }
     }
+    unsigned a, b, c, d; /* CPUID.1:ECX.OSXSAVE */
+    j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
 static int attach_with(struct vcpu *v, u32 heat)
 {
-    struct jit *j = calloc(1, sizeof(*j));
+    struct jit *j = aligned_alloc(64, sizeof(*j));
+    if (j)
+        memset(j, 0, sizeof(*j));
     v->jit = j;
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
         j->links = 1;
         ask_host(j);
+        j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
         j->link = calloc(LINK_MAX, sizeof(*j->link));
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));

@@ -38,10 +38,12 @@ extern const struct engine engine_jit_eager;
 /* ---- lock-step ---- */
 /* Whether the translation of @i is code of its own, not a call of the body. */
 bool jit_native(const struct vcpu *v, const struct insn *i);
+/* Whether it can run as things are: the units it needs are the guest's to use, and none of their exceptions unmasked. */
+bool jit_ready(const struct vcpu *v, const struct insn *i);
 /*
  * Executes @count instructions of @b from the @first on, all jit_native, the first of them at v->rip.
- * False when that cannot be translated. *@slow: some instruction called its body after all.
+ * False when that cannot be translated. @stop: the last one is to stop in front of itself, on its slow path.
  */
-bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool *slow);
+bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned count, bool stop);
 /* Host code of the last region, for a report. */
 const u8 *jit_region_code(const struct vcpu *v, size_t *size);

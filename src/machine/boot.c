@@ -1,6 +1,7 @@
 #include "machine/boot.h"
 
 #include "machine/boot_kinds.h"
+#include "machine/memmap.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +57,9 @@ static int identify(struct boot *b, struct error *err)
         enum boot_kind kind = probe_order[i];
         if (loaders[kind]->probe(&b->kernel)) {
             b->kind = kind;
+            if (b->nmodules && kind != BOOT_MULTIBOOT)
+                return error_set(err, "--module %s: %s is a %s, only multiboot images take modules", b->module[0].file.path,
+                                 b->kernel.path, loaders[kind]->name);
             return loaders[kind]->check(b, err);
         }
     }
@@ -63,12 +67,35 @@ static int identify(struct boot *b, struct error *err)
                           "file with a PVH note", b->kernel.path);
 }
 
-int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, u64 ram, struct error *err)
+/* "FILE[ ARGUMENTS]" */
+static int read_module(struct boot *b, const char *text, struct error *err)
+{
+    if (b->nmodules == BOOT_MODULES_MAX)
+        return error_set(err, "--module %s: at most %u modules", text, BOOT_MODULES_MAX);
+    struct boot_module *m = &b->module[b->nmodules++];
+    size_t n = strcspn(text, " ");
+    char *path = strndup(text, n);
+    m->args = strdup(text + n + (text[n] == ' '));
+    int r = path && m->args ? read_file(&m->file, path, "module", err) : error_set(err, "--module %s: out of memory", text);
+    free(path);
+    return r;
+}
+
+static int read_modules(struct boot *b, const char *const *modules, unsigned n, struct error *err)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (read_module(b, modules[i], err))
+            return -1;
+    return 0;
+}
+
+int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, const char *const *modules, unsigned nmodules,
+              u64 ram, struct error *err)
 {
     *b = (struct boot){.ram = ram};
     b->append = strdup(append ? append : "");
     if (read_file(&b->kernel, kernel, "kernel", err) || (initrd && read_file(&b->initrd, initrd, "initrd", err)) ||
-        identify(b, err)) {
+        read_modules(b, modules, nmodules, err) || identify(b, err)) {
         boot_close(b);
         return -1;
     }
@@ -98,6 +125,11 @@ void boot_close(struct boot *b)
     free(b->kernel.data);
     free(b->initrd.path);
     free(b->initrd.data);
+    for (unsigned n = 0; n < b->nmodules; n++) {
+        free(b->module[n].file.path);
+        free(b->module[n].file.data);
+        free(b->module[n].args);
+    }
     free(b->append);
     *b = (struct boot){0};
 }
@@ -111,6 +143,12 @@ int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry
     for (unsigned n = 0; n < 256; n++)
         physmap_store(pm, n * 4, 0xf000ff53, 4);
     physmap_write(pm, 0xfff53, &iret, 1);
+    /* The BIOS data area: COM1's port, the extended data area's segment, KiB of conventional memory. */
+    physmap_store(pm, 0x400, 0x3f8, 2);
+    physmap_store(pm, 0x40e, MAP_EBDA >> 4, 2);
+    physmap_store(pm, 0x413, (MAP_EBDA >> 10) & 0xff, 1);
+    physmap_store(pm, 0x414, MAP_EBDA >> 18, 1);
+    physmap_store(pm, MAP_EBDA, 1, 1); /* its own KiB */
     *entry = (struct boot_entry){.gdt = BOOT_GDT_AT, .gdt_limit = sizeof(gdt) - 1};
     physmap_write(pm, BOOT_GDT_AT, gdt, sizeof(gdt));
     return loaders[b->kind]->load(b, pm, entry, err);

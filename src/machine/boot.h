@@ -14,9 +14,19 @@ struct boot_file {
     size_t size;
 };
 
+#define BOOT_MODULES_MAX 16
+
+/* A multiboot module: a file, and the text that goes with it. */
+struct boot_module {
+    struct boot_file file;
+    char *args;
+};
+
 struct boot {
     enum boot_kind kind;
-    struct boot_file kernel, initrd; /* initrd.path NULL: none */
+    struct boot_file kernel, initrd; /* initrd.path NULL: none; with multiboot the first module */
+    struct boot_module module[BOOT_MODULES_MAX];
+    unsigned nmodules;
     char *append;
     u64 ram;
 };
@@ -30,9 +40,10 @@ struct boot_entry {
 
 /*
  * Reads the files and checks that the image is one of the kinds known and fits into @ram bytes of
- * memory. @initrd and @append may be NULL. An image built into the program is given as @data.
+ * memory. @initrd and @append may be NULL. Each of @modules is "FILE[ ARGUMENTS]". An image built into the program is given as @data.
  */
-int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, u64 ram, struct error *err);
+int boot_open(struct boot *b, const char *kernel, const char *initrd, const char *append, const char *const *modules,
+              unsigned nmodules, u64 ram, struct error *err);
 int boot_open_memory(struct boot *b, const char *name, const u8 *data, size_t size, const char *append, u64 ram,
                      struct error *err);
 void boot_close(struct boot *b);

@@ -1,4 +1,4 @@
-/* Multiboot Specification 0.6.96: ELF images or raw ones with address fields, one optional module. */
+/* Multiboot Specification 0.6.96: ELF images or raw ones with address fields, and modules. */
 #include "machine/boot_kinds.h"
 #include "machine/memmap.h"
 
@@ -55,11 +55,36 @@ static int place(const struct boot *b, struct physmap *pm, struct elf_layout *la
     return 0;
 }
 
-static u64 module_at(const struct elf_layout *l) { return (l->high + PAGE_SIZE - 1) & PAGE_MASK; }
+/* The modules in order: --initrd, then each --module. */
+static const struct boot_file *module(const struct boot *b, unsigned n, const char **args)
+{
+    bool initrd = b->initrd.path != NULL;
+    if (n >= b->nmodules + initrd)
+        return NULL;
+    if (initrd && n == 0) {
+        *args = "";
+        return &b->initrd;
+    }
+    *args = b->module[n - initrd].args;
+    return &b->module[n - initrd].file;
+}
+
+static u64 page_up(u64 pa) { return (pa + PAGE_SIZE - 1) & PAGE_MASK; }
+
+/* What follows the image: the modules, one behind the other from page to page. Their end. */
+static u64 modules_end(const struct boot *b, const struct elf_layout *l)
+{
+    u64 at = page_up(l->high);
+    const struct boot_file *f;
+    const char *args;
+    for (unsigned n = 0; (f = module(b, n, &args)); n++)
+        at += page_up(f->size);
+    return at;
+}
 
 /*
  * Where the information goes: low memory if the image leaves it alone (one linked at 0x8000 does not),
- * else behind the image and its module.
+ * else behind the image and its modules.
  */
 static u64 info_at(const struct boot *b, const struct elf_layout *l)
 {
@@ -67,71 +92,102 @@ static u64 info_at(const struct boot *b, const struct elf_layout *l)
     for (unsigned n = 0; n < ARRAY_SIZE(low); n++)
         if (l->high <= low[n] || l->low >= low[n] + INFO_SIZE)
             return low[n];
-    return module_at(l) + ((b->initrd.size + PAGE_SIZE - 1) & PAGE_MASK);
+    return modules_end(b, l);
+}
+
+/* Inside the information structure. */
+enum { INFO_NAME = 0x70, INFO_MODULES = 0x80, INFO_MAP = 0x200, INFO_TEXT = 0x400 };
+_Static_assert(INFO_MODULES + 16 * (BOOT_MODULES_MAX + 1) <= INFO_MAP && INFO_MAP + 24 * E820_MAX <= INFO_TEXT, "the parts do not overlap");
+
+static const char *file_name(const struct boot_file *f)
+{
+    const char *base = strrchr(f->path, '/');
+    return base ? base + 1 : f->path;
+}
+
+/* "NAME ARGS" at @info + @at, if it is to be written; the place behind it. */
+static size_t text(u8 *info, size_t at, const struct boot_file *f, const char *args)
+{
+    const char *name = file_name(f);
+    size_t n = strlen(name), m = strlen(args);
+    if (info) {
+        memcpy(info + at, name, n);
+        if (m) {
+            info[at + n] = ' ';
+            memcpy(info + at + n + 1, args, m);
+        }
+    }
+    return at + n + m + 2;
 }
 
 static int check(const struct boot *b, struct error *err)
 {
     struct elf_layout layout;
+    const struct boot_file *f;
+    const char *args;
     u32 flags = load32(b->kernel.data + header_at(&b->kernel) + 4);
     if (flags & 0xffff & ~(FLAG_MODULES_ALIGNED | FLAG_MEMORY | FLAG_VIDEO))
         return error_set(err, "kernel %s: needs multiboot features %#x that are not known", b->kernel.path, flags & 0xffff);
     if (place(b, NULL, &layout, err))
         return -1;
-    u64 module = module_at(&layout), top = memmap_low_ram(b->ram);
-    if (b->initrd.path && (module > top || b->initrd.size > top - module))
-        return error_set(err, "initrd %s: its %zu bytes do not fit behind the kernel", b->initrd.path, b->initrd.size);
+    u64 at = page_up(layout.high), top = memmap_low_ram(b->ram);
+    size_t end = text(NULL, INFO_TEXT, &b->kernel, b->append);
+    for (unsigned n = 0; (f = module(b, n, &args)); n++) {
+        if (at > top || f->size > top - at)
+            return error_set(err, "%s %s: its %zu bytes do not fit behind the kernel", f == &b->initrd ? "initrd" : "module", f->path, f->size);
+        at += page_up(f->size);
+        end = text(NULL, end, f, args);
+    }
     if (info_at(b, &layout) + INFO_SIZE > top)
         return error_set(err, "kernel %s: leaves no room for the multiboot information in %llu MiB", b->kernel.path,
                          (unsigned long long)(b->ram >> 20));
-    if (strlen(b->append) + strlen(b->kernel.path) > 0x4000)
-        return error_set(err, "--append: %zu characters long, expected at most 16 KiB", strlen(b->append));
+    if (end > INFO_SIZE)
+        return error_set(err, "--append and --module: %zu characters long together, expected at most %u", end - INFO_TEXT, INFO_SIZE - INFO_TEXT);
     return 0;
 }
 
 static int load(const struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err)
 {
     struct elf_layout layout;
+    const struct boot_file *f;
+    const char *args;
     if (place(b, pm, &layout, err))
         return -1;
     u8 info[INFO_SIZE] = {0};
-    u64 info_pa = info_at(b, &layout);
-    u32 cmdline = 0x400, map = 0x100, module = 0x80, name = 0xc0;
+    u64 info_pa = info_at(b, &layout), at = page_up(layout.high);
     u32 flags = BIT(0) | BIT(2) | BIT(6) | BIT(9);
-    const char *base = strrchr(b->kernel.path, '/');
-    size_t n = strlen(base ? base + 1 : b->kernel.path);
-    memcpy(info + cmdline, base ? base + 1 : b->kernel.path, n);
-    if (*b->append) {
-        info[cmdline + n] = ' ';
-        memcpy(info + cmdline + n + 1, b->append, strlen(b->append));
-    }
-    memcpy(info + name, "nestor", 7);
+    size_t end = text(info, INFO_TEXT, &b->kernel, b->append);
+    memcpy(info + INFO_NAME, "nestor", 7);
 
     struct e820_entry e820[E820_MAX];
-    unsigned entries = memmap_e820(b->ram, e820);
+    unsigned entries = memmap_e820(b->ram, e820), modules = 0;
     for (unsigned i = 0; i < entries; i++) {
-        u8 *e = info + map + 24 * i;
+        u8 *e = info + INFO_MAP + 24 * i;
         store32(e, 20);
         store64(e + 4, e820[i].base);
         store64(e + 12, e820[i].size);
         store32(e + 20, e820[i].type);
     }
+    for (; (f = module(b, modules, &args)); modules++) {
+        u8 *m = info + INFO_MODULES + 16 * modules;
+        physmap_write(pm, at, f->data, f->size);
+        store32(m, (u32)at);
+        store32(m + 4, (u32)(at + f->size));
+        store32(m + 8, (u32)(info_pa + end));
+        end = text(info, end, f, args);
+        at += page_up(f->size);
+    }
     store32(info + 4, (u32)(MAP_EBDA >> 10));
     store32(info + 8, (u32)((memmap_low_ram(b->ram) - 0x100000) >> 10));
-    store32(info + 16, (u32)info_pa + cmdline);
-    if (b->initrd.path) {
-        u64 at = module_at(&layout);
+    store32(info + 16, (u32)info_pa + INFO_TEXT);
+    if (modules) {
         flags |= BIT(3);
-        physmap_write(pm, at, b->initrd.data, b->initrd.size);
-        store32(info + 20, 1);
-        store32(info + 24, (u32)info_pa + module);
-        store32(info + module, (u32)at);
-        store32(info + module + 4, (u32)(at + b->initrd.size));
-        store32(info + module + 8, (u32)info_pa + name);
+        store32(info + 20, modules);
+        store32(info + 24, (u32)info_pa + INFO_MODULES);
     }
     store32(info + 44, 24 * entries);
-    store32(info + 48, (u32)info_pa + map);
-    store32(info + 64, (u32)info_pa + name);
+    store32(info + 48, (u32)info_pa + INFO_MAP);
+    store32(info + 64, (u32)info_pa + INFO_NAME);
     store32(info, flags);
     physmap_write(pm, info_pa, info, sizeof(info));
     entry->eip = (u32)layout.entry;

@@ -55,6 +55,7 @@ static void interrupt_slice(struct nestor *m)
 {
     for (unsigned i = 0; i < m->ncpus; i++)
         vcpu_request(m->cpu[i], REQ_EXIT);
+    machine_threads_kick(m);
 }
 
 static void request_reset(struct board *b)
@@ -88,8 +89,8 @@ static void hand_over(void *cpu)
 {
     struct nestor *m = ((struct vcpu *)cpu)->machine;
     struct vcpu *v = m->running;
-    if (v && v != cpu && v->budget_end > v->icount + AFTER_MESSAGE)
-        v->budget_end = v->icount + AFTER_MESSAGE;
+    if (v && v != cpu)
+        cpu_end_slice(v, AFTER_MESSAGE);
 }
 static void pin_intr(void *cpu, bool asserted)
 {
@@ -116,6 +117,8 @@ void machine_serial_flush(struct nestor *m)
 static void serial_tx(void *opaque, u8 byte)
 {
     struct nestor *m = opaque;
+    if (!m->ntx)
+        machine_threads_kick(m); /* that it comes out soon, line end or not */
     m->tx[m->ntx++] = byte;
     if (m->ntx == sizeof(m->tx) || byte == '\n')
         machine_serial_flush(m);

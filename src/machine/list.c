@@ -6,6 +6,8 @@
 #include "svm/svm.h"
 #include "vmx/vmx.h"
 
+#include <stdlib.h>
+
 static void list_cpus(FILE *out)
 {
     for (unsigned i = 0; i < cpu_model_count; i++) {
@@ -86,6 +88,18 @@ static void list_devices(FILE *out)
         fprintf(out, "%-14s %s\n", devices[i].name, devices[i].help);
 }
 
+static void list_vmx_caps(FILE *out)
+{
+    struct vcpu *v = calloc(1, sizeof(*v));
+    struct vmx_caps caps;
+    if (!v)
+        panic("out of memory for a processor");
+    cpu_model_features(cpu_models[0], v->features);
+    vmx_caps_init(&caps, v);
+    vmx_caps_list(&caps, out);
+    free(v);
+}
+
 static void list_events(FILE *out) { log_list(out); }
 
 static const struct {
@@ -97,6 +111,7 @@ static const struct {
     {"vmcs-fields", list_vmcs_fields},
     {"vmcb-fields", list_vmcb_fields},
     {"vmentry-checks", list_vmentry_checks},
+    {"vmx-caps", list_vmx_caps},
     {"devices", list_devices},
     {"events", list_events},
 };

@@ -1,5 +1,6 @@
 #include "machine/machine.h"
 
+#include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "machine/acpi.h"
 #include "machine/memmap.h"
@@ -13,7 +14,7 @@
 extern const unsigned char demo_image[];
 extern const size_t demo_image_size;
 
-static const struct engine *const engines[] = {&engine_interp, &engine_jit, &engine_lockstep};
+static const struct engine *const engines[] = {&engine_jit, &engine_interp, &engine_lockstep};
 
 static int choose_engine(struct nestor *m, const char *name, struct error *err)
 {
@@ -25,23 +26,33 @@ static int choose_engine(struct nestor *m, const char *name, struct error *err)
         if (!strcmp(m->engine->name, name))
             return 0;
     }
-    return error_set(err, "--engine %s: unknown, expected interp, jit or lockstep", name);
+    return error_set(err, "--engine %s: unknown, expected jit, interp or lockstep", name);
+}
+
+static int choose_mmu(struct nestor *m, const char *name, struct error *err)
+{
+    static const char *const names[] = {[MMU_SHADOW] = "shadow", [MMU_WALK] = "walk", [MMU_CHECK] = "check"};
+    m->mmu = MMU_SHADOW;
+    for (unsigned i = 0; name && i < ARRAY_SIZE(names); i++) {
+        m->mmu = (enum mmu_mode)i;
+        if (!strcmp(names[i], name))
+            return 0;
+    }
+    if (!name && m->config.threads)
+        m->mmu = MMU_WALK; /* the shadow page tables are the machine's, for one thread */
+    return name ? error_set(err, "--mmu %s: unknown, expected shadow, walk or check", name) : 0;
 }
 
 /* Code that was written is stale in every processor. */
 static void code_written(void *opaque, pa_t pa, size_t len)
 {
     struct nestor *m = opaque;
+    if (m->threads) {
+        machine_threads_code_written(m, pa, len);
+        return;
+    }
     for (unsigned i = 0; i < m->ncpus; i++)
         m->engine->code_written(m->cpu[i], pa, len);
-}
-
-/* A page became tracked: nobody may write it without being noticed any more. */
-static void page_protected(void *opaque, pa_t page)
-{
-    struct nestor *m = opaque;
-    for (unsigned i = 0; i < m->ncpus; i++)
-        mmu_protect_page(m->cpu[i], page);
 }
 
 static int add_memory(struct nestor *m, struct error *err)
@@ -53,8 +64,39 @@ static int add_memory(struct nestor *m, struct error *err)
     if (m->ram > low && physmap_add_ram(m->pm, MAP_HIGH_RAM, m->ram - low, "RAM above 4 GiB", err))
         return -1;
     physmap_subscribe(m->pm, PAGE_CODE, code_written, m);
-    physmap_on_protect(m->pm, page_protected, m);
     return 0;
+}
+
+/* --cpu with the bits of --svm-cap behind it: they are features of CPUID 0x8000000A. NULL: *err. */
+static char *cpu_text(const struct nestor_config *c, struct error *err)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    if (!f)
+        panic("out of memory for the processor's name");
+    fputs(c->cpu ? c->cpu : c->svm_cap ? "amd" : "", f);
+    bool good = true;
+    for (const char *p = c->svm_cap ? c->svm_cap : ""; *p && good;) {
+        char name[32];
+        size_t n = strcspn(p, ",");
+        good = n > 2 && n < sizeof(name) + 2 && p[n - 2] == '=' && (p[n - 1] == '0' || p[n - 1] == '1');
+        snprintf(name, sizeof(name), "%.*s", good ? (int)n - 2 : 0, p);
+        enum cpu_feature feature = good ? cpu_feature_find(name) : FEAT_NONE;
+        if (good && (feature == FEAT_NONE || cpu_feature_info[feature].leaf != 0x8000000a)) {
+            good = false;
+            error_set(err, "--svm-cap %s: no bit of CPUID 0x8000000A is called so", name);
+        } else if (!good) {
+            error_set(err, "--svm-cap %.*s: expected NAME=0 or NAME=1", (int)n, p);
+        }
+        fprintf(f, ",%c%s", p[n - 1] == '0' ? '-' : '+', name);
+        p += n + (p[n] == ',');
+    }
+    fclose(f);
+    if (good)
+        return text;
+    free(text);
+    return NULL;
 }
 
 static int add_cpus(struct nestor *m, struct error *err)
@@ -62,8 +104,21 @@ static int add_cpus(struct nestor *m, struct error *err)
     const struct cpu_model *model;
     struct cpu_options options = {0};
     u8 features[FEAT_COUNT];
-    if (cpu_model_parse(m->config.cpu ? m->config.cpu : "", &model, features, &options, err))
+    char *text = cpu_text(&m->config, err);
+    int bad = !text || cpu_model_parse(text, &model, features, &options, err);
+    free(text);
+    if (bad)
         return -1;
+    if (m->config.hyperv) {
+        if (!features[FEAT_VMX])
+            return error_set(err, "--hyperv: expected a processor model with VT-x, not %s", model->name);
+        features[FEAT_HYPERVISOR] = 1;
+        m->hyperv = hyperv_new(&m->clock, m->pm, &m->board.msi);
+        if (!m->hyperv)
+            return error_set(err, "out of memory for --hyperv");
+    }
+    if (m->config.vmx_cap && !features[FEAT_VMX])
+        return error_set(err, "--vmx-cap: the processor model has no VMX");
     unsigned count = m->config.smp ? m->config.smp : 1;
     if (count > MACHINE_MAX_CPUS)
         return error_set(err, "--smp %u: at most %u processors", count, MACHINE_MAX_CPUS);
@@ -76,12 +131,23 @@ static int add_cpus(struct nestor *m, struct error *err)
         if (!m->cpu[i])
             return -1;
         m->ncpus++;
+        if (m->clock.kind == CLOCK_ICOUNT) /* a run that repeats: RDRAND too */
+            m->cpu[i]->random_state = 0x853c49e6748fea9bull + i;
+        mmu_set_mode(m->cpu[i], m->mmu);
         if (cpu_has(m->cpu[i], FEAT_VMX) && !vmx_new(m->cpu[i]))
             return error_set(err, "out of memory for VMX");
+        if (m->config.vmx_cap) {
+            if (vmx_caps_force(&m->cpu[i]->vmx->caps, m->config.vmx_cap, err))
+                return -1;
+            vmx_caps_apply(m->cpu[i], &m->cpu[i]->vmx->caps);
+            vmx_caps_evmcs(&m->cpu[i]->vmx->evmcs_caps, &m->cpu[i]->vmx->caps);
+        }
         if (cpu_has(m->cpu[i], FEAT_SVM) && !svm_new(m->cpu[i]))
             return error_set(err, "out of memory for SVM");
+        if (m->hyperv && hyperv_attach(m->hyperv, m->cpu[i]))
+            return error_set(err, "out of memory for --hyperv");
         if (m->engine->attach(m->cpu[i]))
-            return error_set(err, "out of memory for the engine");
+            return error_set(err, "--engine %s: no memory for translated code, or the host forbids it (--engine interp needs none)", m->engine->name);
     }
     return 0;
 }
@@ -113,6 +179,8 @@ static void reset_hardware(struct nestor *m, bool power_on)
         cpu_reset(m->cpu[i]);
         cpu_firmware_defaults(m->cpu[i]);
     }
+    if (m->hyperv)
+        hyperv_reset(m->hyperv);
     machine_reset_devices(m, power_on);
     /* Application processors wait for SIPI, as after a firmware's start-up. */
     for (unsigned i = 1; i < m->ncpus; i++)
@@ -151,10 +219,10 @@ static int build(struct nestor *m, struct error *err)
     m->ram = c->memory ? c->memory : 2ull << 30;
     if (m->ram < 1 << 20)
         return error_set(err, "--memory: %llu bytes, expected at least 1 MiB", (unsigned long long)m->ram);
-    if (choose_engine(m, c->engine, err))
+    if (choose_engine(m, c->engine, err) || choose_mmu(m, c->mmu, err))
         return -1;
     if (c->demo ? boot_open_memory(&m->boot, "demo", demo_image, demo_image_size, c->append, m->ram, err)
-                : boot_open(&m->boot, c->kernel, c->initrd, c->append, m->ram, err))
+                : boot_open(&m->boot, c->kernel, c->initrd, c->append, c->modules, c->nmodules, m->ram, err))
         return -1;
     clock_init(&m->clock, c->clock == NESTOR_CLOCK_ICOUNT ? CLOCK_ICOUNT : CLOCK_HOST);
     m->pio = pio_bus_new();
@@ -162,6 +230,8 @@ static int build(struct nestor *m, struct error *err)
         return -1;
     m->board = (struct board){.clock = &m->clock, .pio = m->pio, .pm = m->pm, .dma = {.pm = m->pm}, .tsc_hz = TSC_HZ};
     if (add_cpus(m, err) || machine_add_devices(m, err))
+        return -1;
+    if (c->threads && machine_threads_new(m, err))
         return -1;
     return machine_reset(m, err);
 }
@@ -194,12 +264,14 @@ void nestor_free(struct nestor *m)
     if (m->debugger)
         m->debugger->free(m);
     machine_free_devices(m);
+    hyperv_free(m->hyperv);
     for (unsigned i = 0; i < m->ncpus; i++) {
         m->engine->detach(m->cpu[i]);
         vmx_free(m->cpu[i]);
         svm_free(m->cpu[i]);
         vcpu_free(m->cpu[i]);
     }
+    machine_threads_free(m);
     if (m->pio)
         pio_bus_free(m->pio);
     if (m->pm)
@@ -215,6 +287,7 @@ void nestor_stop(struct nestor *m)
     atomic_store_explicit(&m->want_stop, true, memory_order_relaxed);
     for (unsigned i = 0; i < m->ncpus; i++)
         vcpu_request(m->cpu[i], REQ_EXIT);
+    machine_threads_kick(m);
 }
 
 int nestor_trace(const char *events, struct nestor_error *nerr)

@@ -32,19 +32,22 @@ struct nestor {
     struct machine_devices *devices;
     struct vcpu *cpu[MACHINE_MAX_CPUS];
     unsigned ncpus;
+    struct hyperv *hyperv; /* NULL: not offered */
     struct vcpu *running; /* whose slice it is */
     const struct engine *engine;
+    enum mmu_mode mmu;
     struct boot boot;
     struct nestor_config config;
     u64 ram;
+
+    struct machine_threads *threads; /* --threads; NULL: one thread runs everything */
 
     const struct machine_debugger *debugger; /* NULL: none */
     void *debugger_state;
 
     /* requests of devices and of nestor_stop(), acted on between slices */
-    _Atomic bool want_stop;
-    bool want_reset, want_power_off, want_exit, triple_fault;
-    bool suspended; /* in S3, until an enabled event wakes the machine */
+    _Atomic bool want_stop, want_reset, want_power_off, want_exit, triple_fault;
+    _Atomic bool suspended; /* in S3, until an enabled event wakes the machine */
     int exit_status;
 
     u8 tx[256]; /* serial output not yet handed to the host */
@@ -71,6 +74,20 @@ void machine_free_devices(struct nestor *m);
 /* Passes waiting input to the serial port. */
 void machine_serial_input(struct nestor *m);
 void machine_serial_flush(struct nestor *m);
+/* threads.c: processors on threads of their own */
+int machine_threads_new(struct nestor *m, struct error *err);
+void machine_threads_free(struct nestor *m);
+void machine_threads_stats(const struct nestor *m, FILE *out);
+/* What physmap's subscriber does then. */
+void machine_threads_code_written(struct nestor *m, pa_t pa, size_t len);
+/* The thread of nestor_run() has something to do; async-signal-safe. */
+void machine_threads_kick(struct nestor *m);
+struct nestor_result machine_run_threads(struct nestor *m, u64 deadline);
+/* stats.c: counts VM exits by reason, level and place from now on. */
+void machine_profile_exits(struct nestor *m);
 /* run.c */
+bool machine_cpu_runnable(struct vcpu *v);
+bool machine_halted_for_ever(const struct nestor *m);
+bool machine_stop_requested(struct nestor *m, u64 deadline, struct nestor_result *r);
 struct nestor_result machine_run(struct nestor *m, double timeout);
 u64 host_time_ns(void);

@@ -23,8 +23,10 @@ u64 host_time_ns(void)
     return (u64)ts.tv_sec * NSEC_PER_SEC + (u64)ts.tv_nsec;
 }
 
-static bool runnable(const struct vcpu *v)
+bool machine_cpu_runnable(struct vcpu *v)
 {
+    if (v->activity == ACTIVITY_MWAIT && cpu_mwait_over(v))
+        return true;
     /* ATT_VIRT: a VMX-preemption timer or a window may end the guest's wait. */
     return v->activity == ACTIVITY_ACTIVE || (atomic_load_explicit(&v->requests, memory_order_relaxed) & ~(u32)REQ_EXIT) ||
            (v->guest_mode && (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATT_VIRT));
@@ -32,13 +34,13 @@ static bool runnable(const struct vcpu *v)
 
 /* Can nothing but the host wake this machine any more? Interrupts cannot when they are disabled; no
  * device of this machine raises an NMI by itself. */
-static bool halted_for_ever(const struct nestor *m)
+bool machine_halted_for_ever(const struct nestor *m)
 {
     for (unsigned i = 0; i < m->ncpus; i++) {
         const struct vcpu *v = m->cpu[i];
-        if (v->activity == ACTIVITY_ACTIVE || v->guest_mode)
+        if (v->activity == ACTIVITY_ACTIVE || v->activity == ACTIVITY_MWAIT || v->guest_mode)
             return false;
-        if ((v->activity == ACTIVITY_HLT || v->activity == ACTIVITY_MWAIT) && (v->rflags & FL_IF))
+        if (v->activity == ACTIVITY_HLT && (v->rflags & FL_IF))
             return false;
     }
     return true;
@@ -48,6 +50,9 @@ static bool halted_for_ever(const struct nestor *m)
 static void idle(struct nestor *m, u64 deadline)
 {
     u64 next = clock_next(&m->clock);
+    for (unsigned i = 0; i < m->ncpus; i++) /* with interrupts off nothing but the time ends this */
+        if (m->cpu[i]->activity == ACTIVITY_MWAIT && !(m->cpu[i]->rflags & FL_IF) && m->cpu[i]->mwait_until < next)
+            next = m->cpu[i]->mwait_until;
     if (m->clock.kind == CLOCK_ICOUNT) {
         /* Nothing happens until the next timer: time jumps there. */
         if (next != UINT64_MAX && next > clock_now(&m->clock))
@@ -79,7 +84,12 @@ static u64 slice_length(const struct nestor *m)
     return room < ICOUNT_SLICE ? room : ICOUNT_SLICE;
 }
 
-static bool stop_requested(struct nestor *m, u64 deadline, struct nestor_result *r)
+static u64 instructions_retired(void *cpu) { return cpu_retired(cpu); }
+/* The instruction in hand ends first. */
+static void timer_due(void *cpu, u64 ns) { cpu_end_slice(cpu, ns ? ns : 1); }
+static const struct clock_source instructions = {instructions_retired, timer_due};
+
+bool machine_stop_requested(struct nestor *m, u64 deadline, struct nestor_result *r)
 {
     if (m->want_exit)
         *r = (struct nestor_result){NESTOR_GUEST_EXIT, m->exit_status};
@@ -105,7 +115,12 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
     u64 deadline = timeout > 0 ? began + (u64)(timeout * 1e9) : 0;
     unsigned turn = 0;
 
-    while (!stop_requested(m, deadline, &result)) {
+    if (m->threads) {
+        result = machine_run_threads(m, deadline);
+        m->ran_ns += host_time_ns() - began;
+        return result;
+    }
+    while (!machine_stop_requested(m, deadline, &result)) {
         if (m->want_reset) {
             struct error err;
             if (machine_reset(m, &err))
@@ -130,19 +145,21 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
         u64 length = slice_length(m), longest = 0;
         for (unsigned i = 0; i < m->ncpus; i++) {
             struct vcpu *v = m->cpu[i];
-            if (!runnable(v))
+            if (!machine_cpu_runnable(v))
                 continue;
             u64 start = v->icount;
             v->budget_end = start + length;
             if (m->clock.kind == CLOCK_ICOUNT)
-                clock_follow(&m->clock, &v->icount);
+                clock_follow(&m->clock, &instructions, v);
             m->running = v;
             enum run_result r = likely(!m->debugger) ? m->engine->run(v) : m->debugger->run(m, v, &stop);
             m->running = NULL;
             if (m->clock.kind == CLOCK_ICOUNT)
-                clock_follow(&m->clock, NULL);
+                clock_follow(&m->clock, NULL, NULL);
             if (v->icount - start > longest)
                 longest = v->icount - start;
+            if (m->clock.kind == CLOCK_ICOUNT && slice_length(m) < length) /* it has armed a timer */
+                length = slice_length(m);
             any |= v->icount != start || r != RUN_HALTED || stop;
             if (r == RUN_SHUTDOWN)
                 m->triple_fault = true;
@@ -155,7 +172,7 @@ struct nestor_result machine_run(struct nestor *m, double timeout)
         if (any)
             continue;
         machine_serial_flush(m);
-        if (halted_for_ever(m) && !stop_requested(m, deadline, &result)) {
+        if (machine_halted_for_ever(m) && !machine_stop_requested(m, deadline, &result)) {
             result = (struct nestor_result){NESTOR_HALTED, 0};
             break;
         }

@@ -1,4 +1,6 @@
 /* --stats: what ran, and why hypervisors were left; and the registers for a report. */
+#include "cpu/exit_profile.h"
+#include "cpu/hyperv.h"
 #include "cpu/interp.h"
 #include "jit/jit.h"
 #include "machine/machine.h"
@@ -44,6 +46,9 @@ static void print_vmx(const struct vcpu *v, FILE *out)
     u64 total = sum(s->exits, VMX_EXIT_REASONS);
     fprintf(out, "  VM entries %" PRIu64 ", refused %" PRIu64 " (guest state) and %" PRIu64 " (VMfail); VM exits %" PRIu64 ":\n",
             s->entries, s->entry_failures, s->vmfails, total);
+    if (s->evmcs_entries)
+        fprintf(out, "  with an enlightened VMCS: %" PRIu64 " VM entries, %.1f of 16 groups clean on average; direct flushes %" PRIu64 "\n",
+                s->evmcs_entries, (double)s->evmcs_clean_groups / (double)s->evmcs_entries, s->direct_flushes);
     print_exits(out, s->exits, VMX_EXIT_REASONS, total, vmx_exit_name);
 }
 
@@ -94,19 +99,55 @@ static void print_jit(const struct vcpu *v, FILE *out)
     print_rows("slow paths by row", s->row_slow, out);
 }
 
+static void print_mmu(const struct vcpu *v, FILE *out)
+{
+    static const char *const causes[FLUSH_CAUSES] = {"INVLPG", "CR3", "global", "all", "INVPCID", "INVVPID", "INVEPT", "INVLPGA",
+                                                     "ASID", "map"};
+    const struct mmu_stats *s = mmu_stats(v);
+    fprintf(out, "  page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); filled from shadows %" PRIu64
+            ", faults %" PRIu64 "\n", s->walks, s->walk_faults, s->walk_steps, s->shadow_hits, s->shadow_faults);
+    fprintf(out, "  address spaces made %" PRIu64 ", switched %" PRIu64 "; pages write-protected %" PRIu64 "; entries flushed %" PRIu64
+            " by", s->spaces_made, s->space_switches, s->protects, s->flushed);
+    for (unsigned i = 0; i < FLUSH_CAUSES; i++)
+        if (s->flushes[i])
+            fprintf(out, " %s %" PRIu64, causes[i], s->flushes[i]);
+    fputc('\n', out);
+}
+
+static void print_shadows(const struct shadow_stats *s, FILE *out)
+{
+    static const char *const kinds[SHADOW_WRITES] = {"of 1 or 2 bytes", "of 4", "of 8", "of more", "misaligned"};
+    if (!s)
+        return;
+    fprintf(out, "shadow page tables: %" PRIu64 " made (%u now), %" PRIu64 " refused, %" PRIu64 " evicted; %" PRIu64
+            " pages tracked (%u now), %" PRIu64 " floods\n", s->fills, s->live, s->refused, s->evicted, s->tracked, s->tables, s->floods);
+    fprintf(out, "  %" PRIu64 " dropped by writes; tracked writes", s->dropped);
+    for (unsigned i = 0; i < SHADOW_WRITES; i++)
+        fprintf(out, "%s %s %" PRIu64, i ? "," : "", kinds[i], s->writes[i]);
+    fprintf(out, "; %" PRIu64 " of them dropped none\n", s->silent);
+}
+
 static void print_cpu(const struct vcpu *v, FILE *out)
 {
     struct interp_stats is;
-    const struct mmu_stats *ms = mmu_stats(v);
     interp_stats(v, &is);
     fprintf(out, "processor %u: %" PRIu64 " instructions; %" PRIu64 " blocks decoded, %" PRIu64 " looked up, %" PRIu64
             " lost to %" PRIu64 " writes into code\n", v->index, v->icount, is.blocks, is.lookups, is.smc_blocks, is.smc_writes);
-    fprintf(out, "  page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); address spaces made %" PRIu64
-            ", switched %" PRIu64 "; flushes %" PRIu64 "\n", ms->walks, ms->walk_faults, ms->walk_steps, ms->spaces_made,
-            ms->space_switches, ms->flushes);
+    print_mmu(v, out);
     print_jit(v, out);
+    if (v->hyperv && v->hyperv->hypercalls)
+        fprintf(out, "  hypercalls %" PRIu64 ", of which flushes %" PRIu64 "\n", v->hyperv->hypercalls, v->hyperv->flushes);
     print_vmx(v, out);
     print_svm(v, out);
+}
+
+void machine_profile_exits(struct nestor *m)
+{
+    for (unsigned i = 0; i < m->ncpus; i++) {
+        struct vcpu *v = m->cpu[i];
+        if ((v->vmx || v->svm) && !v->exits && !(v->exits = exit_profile_new()))
+            panic("out of memory for the profile of VM exits");
+    }
 }
 
 void nestor_print_stats(struct nestor *m, FILE *out)
@@ -119,6 +160,9 @@ void nestor_print_stats(struct nestor *m, FILE *out)
             insns, busy > 0 ? (double)insns / busy / 1e6 : 0.0, m->engine->name);
     for (unsigned i = 0; i < m->ncpus; i++)
         print_cpu(m->cpu[i], out);
+    machine_threads_stats(m, out);
+    if (m->ncpus)
+        print_shadows(mmu_shadow_stats(m->cpu[0]), out);
 }
 
 void nestor_print_registers(struct nestor *m, FILE *out)

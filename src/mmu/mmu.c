@@ -13,6 +13,7 @@
  */
 #include "mmu/mmu.h"
 #include "mmu/physmap_view.h"
+#include "mmu/shadow.h"
 
 #include <stdlib.h>
 
@@ -110,6 +111,7 @@ struct space_key {
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
+    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with hints into pages that are not global */
 };
 
 struct tlb {
@@ -130,6 +132,9 @@ struct tlb {
 
 struct mmu {
     struct physmap *pm;
+    struct shadow *shadow; /* NULL: every miss walks */
+    bool check;            /* compare the shadow's answers with walks */
+    struct shadow_view view;
     struct vcpu *v; /* whose; known from the first mmu_update */
     struct walk_context ctx;
     struct slat slat;
@@ -140,7 +145,10 @@ struct mmu {
     struct tlb *space[SPACES];
     u64 stamp;
     u64 apic_page;
-    gva_t watch[4 + 2 * DEBUG_WATCHES];
+    struct watched_pages { /* first and last page */
+        u64 first, last;
+        bool physical;
+    } watch[4 + DEBUG_WATCHES];
     unsigned nwatch;
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
@@ -180,14 +188,16 @@ static void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
 }
 
-static void jump_clear(struct tlb *t)
+static void jump_clear(struct tlb *t, bool keep_global)
 {
     for (unsigned i = 0; i < 2; i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
-            for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+            u64 drop = keep_global ? j->local[n] : j->used[n];
+            for (u64 runs = drop; runs; runs &= runs - 1)
                 jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
-            j->used[n] = 0;
+            j->used[n] &= ~drop;
+            j->local[n] = 0;
         }
     }
 }
@@ -217,14 +227,23 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
     return others;
 }
 
+/* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
+static void cells_forget(struct vcpu *v)
+{
+    if (v)
+        memset(v->cell_limit, 0, sizeof(v->cell_limit));
+}
+
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
+    cells_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
-    if (!keep_global)
+    if (!keep_global) {
         memset(&t->fragments, 0, sizeof(t->fragments));
-    memset(&t->orphans, 0, sizeof(t->orphans));
-    jump_clear(t);
+        memset(&t->orphans, 0, sizeof(t->orphans));
+    }
+    jump_clear(t, keep_global);
 }
 
 enum drop { DROP_ALL, DROP_LOCAL /* not the global ones */, DROP_GLOBAL };
@@ -291,23 +310,25 @@ static void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop wh
     }
 }
 
-static void flushed(struct mmu *m)
+static void flushed(struct mmu *m, enum flush_cause cause)
 {
-    m->stats.flushes++;
+    m->stats.flushes[cause]++;
+    cells_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }
 
 /* ---- life ---- */
 
-static void map_changed(void *opaque)
+static void flush_everything(struct mmu *m, enum flush_cause cause)
 {
-    struct mmu *m = opaque;
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i])
             space_flush(m, m->space[i], false);
-    flushed(m);
+    flushed(m, cause);
 }
+
+static void map_changed(void *opaque) { flush_everything(opaque, FLUSH_MAP); }
 
 static void array_protect(struct array *a, pa_t page)
 {
@@ -332,12 +353,21 @@ static void array_protect(struct array *a, pa_t page)
 static void protect(struct mmu *m, pa_t page)
 {
     m->stats.protects++;
+    cells_forget(m->v);
     for (unsigned i = 0; i < SPACES; i++)
         for (unsigned c = 0; m->space[i] && c < CONTEXTS; c++)
             array_protect(&m->space[i]->ctx[c], page);
 }
 
-static void page_tracked(void *opaque, pa_t page) { protect(opaque, page); }
+/* Where processors have threads of their own, theirs must stand still first: the machine sees to it. */
+static void page_tracked(void *opaque, pa_t page)
+{
+    struct mmu *m = opaque;
+    if (!physmap_shared(m->pm))
+        protect(m, page);
+}
+
+void mmu_protect_page(struct vcpu *v, pa_t page) { protect(v->mmu, page & PAGE_MASK); }
 
 struct mmu *mmu_new(struct physmap *pm)
 {
@@ -345,6 +375,7 @@ struct mmu *mmu_new(struct physmap *pm)
     if (!m)
         panic("out of memory for an MMU");
     m->pm = pm;
+    m->shadow = shadow_open(pm);
     m->apic_page = ~0ull;
     m->stale = true;
     memset(m->uncached, 0xff, sizeof(m->uncached));
@@ -359,6 +390,7 @@ void mmu_free(struct mmu *m)
         return;
     physmap_on_protect(m->pm, NULL, m);
     physmap_on_change(m->pm, NULL, m);
+    shadow_close(m->shadow);
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i]) {
             free(m->space[i]->jump[0]);
@@ -366,6 +398,21 @@ void mmu_free(struct mmu *m)
             free(m->space[i]);
         }
     free(m);
+}
+
+void mmu_set_mode(struct vcpu *v, enum mmu_mode mode)
+{
+    struct mmu *m = v->mmu;
+    bool shadow = mode != MMU_WALK;
+    m->check = mode == MMU_CHECK;
+    if (shadow && !m->shadow)
+        m->shadow = shadow_open(m->pm);
+    if (!shadow && m->shadow) {
+        shadow_close(m->shadow);
+        m->shadow = NULL;
+    }
+    if (shadow)
+        shadow_paranoid(m->shadow, m->check);
 }
 
 /* ---- the address space ---- */
@@ -468,6 +515,8 @@ void mmu_update(struct vcpu *v)
     m->v = v;
     m->stale = false;
     context_build(m, v);
+    if (likely(m->shadow != NULL))
+        shadow_view(&m->view, &m->ctx);
     m->pge = v->cr4 & CR4_PGE;
     if (unlikely(m->apic_page != v->apic_page)) {
         m->apic_page = v->apic_page;
@@ -511,12 +560,15 @@ static enum tlb_context privilege_context(const struct vcpu *v)
 void mmu_update_privilege(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    struct tlb_entry *before = v->tlb_now;
     if (unlikely(m->stale || !m->now)) {
         v->tlb_now = m->uncached;
-        return;
+    } else {
+        enum tlb_context c = privilege_context(v);
+        v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
-    enum tlb_context c = privilege_context(v);
-    v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
+    if (v->tlb_now != before)
+        cells_forget(v);
 }
 
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
@@ -527,10 +579,15 @@ void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
     m->vpid = vpid;
     m->stale = true;
     v->tlb_now = m->uncached;
+    cells_forget(v);
 }
 
 const struct walk_context *mmu_context(const struct vcpu *v) { return &v->mmu->ctx; }
 const struct mmu_stats *mmu_stats(const struct vcpu *v) { return &v->mmu->stats; }
+const struct shadow_stats *mmu_shadow_stats(const struct vcpu *v)
+{
+    return v->mmu->shadow ? shadow_stats(v->mmu->shadow) : NULL;
+}
 
 const struct tlb_entry *mmu_entries(const struct vcpu *v, enum tlb_context context)
 {
@@ -562,21 +619,37 @@ static struct jump_cache *jump_cache(struct vcpu *v)
 
 struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
 
+/* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
+static bool rip_is_global(const struct vcpu *v, gva_t rip)
+{
+    const struct mmu *m = v->mmu;
+    enum tlb_context c = privilege_context(v);
+    if (c == TLB_UNCACHED)
+        return false;
+    const struct side *s = &m->now->ctx[c].side[(rip >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+    return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
+}
+
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
     struct jump_cache *j = jump_cache(v);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
     bit_set(j->used, n / JUMP_RUN);
+    if (!rip_is_global(v, rip))
+        bit_set(j->local, n / JUMP_RUN);
     j->e[n] = (struct jump_cache_entry){rip, block};
 }
 
 /* ---- translation ---- */
 
-static bool watched(const struct mmu *m, gva_t page)
+static bool watched(const struct mmu *m, const struct side *s)
 {
-    for (unsigned i = 0; i < m->nwatch; i++)
-        if (m->watch[i] == page)
+    for (unsigned i = 0; i < m->nwatch; i++) {
+        const struct watched_pages *w = &m->watch[i];
+        u64 page = w->physical ? s->pa & PAGE_MASK : s->page;
+        if (page >= w->first && page <= w->last)
             return true;
+    }
     return false;
 }
 
@@ -593,8 +666,10 @@ static bool target(const struct mmu *m, const struct vcpu *v, pa_t pa, bool writ
     if (!r || !r->host)
         return false;
     bool ram = r->region->kind == REGION_RAM;
+    if (ram && write)
+        range_note_user(r, pa, PAGE_WRITERS, v->index);
     if (ram)
-        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_RELAXED);
+        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_SEQ_CST);
     if (ram || !write)
         t->host = r->host + (pa - r->start);
     return ram;
@@ -605,8 +680,12 @@ static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const stru
 {
     struct tlb_entry *e = &a->e[slot];
     const struct side *s = &a->side[slot];
-    bool watch = unlikely(m->nwatch) && watched(m, s->page);
+    bool watch = unlikely(m->nwatch) && watched(m, s);
     bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
+    if (write && unlikely(physmap_shared(m->pm))) {
+        physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
+        write = !physmap_page_flags(m->pm, s->pa & PAGE_MASK);
+    }
     e->tag_read = (s->pa & ACCESS_READ) && t->host && !watch ? s->page : TLB_NONE;
     e->tag_exec = (s->pa & ACCESS_EXEC) && t->host ? s->page : TLB_NONE;
     e->tag_write = write ? s->page : TLB_NONE;
@@ -634,7 +713,8 @@ static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct 
     const struct side *old = &a->side[slot];
     /* Jump hints outlive the entry through which the code was fetched. */
     if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
-        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear))
+        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear ||
+         ((old->pa & SIDE_GLOBAL) && !global)))
         filter_set(&tlb->orphans, old->page, side_lg2(old));
     a->side[slot].page = la & PAGE_MASK;
     a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
@@ -678,6 +758,21 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
             return true;
         }
     }
+    if (likely(m->shadow != NULL)) {
+        enum shadow_answer known =
+            (unlikely(m->check) ? shadow_translate_checked : shadow_translate)(m->shadow, &m->view, &m->ctx, la, access, w);
+        if (known == SHADOW_FAULT) {
+            m->stats.shadow_faults++;
+            return false;
+        }
+        if (likely(known == SHADOW_OK)) {
+            m->stats.shadow_hits++;
+            bool ram = target(m, v, w->pa, write, t);
+            if (likely(fill))
+                slot_fill(m, la, c, w, t, ram);
+            return true;
+        }
+    }
     m->stats.walks++;
     bool ok = walk_linear(m->pm, &m->ctx, la, access, w);
     m->stats.walk_steps += w->nsteps;
@@ -685,6 +780,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         m->stats.walk_faults++;
         return false;
     }
+    if (likely(fill) && m->shadow)
+        shadow_fill(m->shadow, &m->view, &m->ctx, la, w); /* before the grant: it may track the page itself */
     bool ram = target(m, v, w->pa, write, t);
     if (likely(fill))
         slot_fill(m, la, c, w, t, ram);
@@ -704,7 +801,7 @@ void mmu_invlpg(struct vcpu *v, gva_t la)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid)
         space_drop_page(m, t, la, t->pcid == pcid ? DROP_ALL : DROP_GLOBAL);
-    flushed(m);
+    flushed(m, FLUSH_INVLPG);
 }
 
 void mmu_flush_cr3(struct vcpu *v, u16 pcid)
@@ -713,7 +810,7 @@ void mmu_flush_cr3(struct vcpu *v, u16 pcid)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid && t->pcid == pcid)
         space_flush(m, t, true);
-    flushed(m);
+    flushed(m, FLUSH_CR3);
 }
 
 void mmu_flush_global(struct vcpu *v)
@@ -722,10 +819,10 @@ void mmu_flush_global(struct vcpu *v)
     FOR_SPACES(m, t)
     if (t->vpid == m->vpid)
         space_flush(m, t, false);
-    flushed(m);
+    flushed(m, FLUSH_GLOBAL);
 }
 
-void mmu_flush_all(struct vcpu *v) { map_changed(v->mmu); }
+void mmu_flush_all(struct vcpu *v) { flush_everything(v->mmu, FLUSH_ALL); }
 
 void mmu_invpcid(struct vcpu *v, enum invpcid_type type, u16 pcid, gva_t la)
 {
@@ -751,7 +848,7 @@ void mmu_invpcid(struct vcpu *v, enum invpcid_type type, u16 pcid, gva_t la)
             break;
         }
     }
-    flushed(m);
+    flushed(m, FLUSH_INVPCID);
 }
 
 void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, bool one_address, gva_t la)
@@ -766,7 +863,7 @@ void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, boo
         else
             space_flush(m, t, keep_global);
     }
-    flushed(m);
+    flushed(m, FLUSH_INVVPID);
 }
 
 void mmu_invept(struct vcpu *v, bool all, u64 eptp)
@@ -775,7 +872,7 @@ void mmu_invept(struct vcpu *v, bool all, u64 eptp)
     FOR_SPACES(m, t) /* tagged by bits 51:12 of the EPTP (SDM "EP4TA") */
     if (t->slat_kind == SLAT_EPT && (all || !((t->slat_tag ^ eptp) & PAGE_MASK & BITS64(51, 0))))
         space_flush(m, t, false);
-    flushed(m);
+    flushed(m, FLUSH_INVEPT);
 }
 
 void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
@@ -784,7 +881,7 @@ void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la)
     FOR_SPACES(m, t)
     if (t->vpid == asid)
         space_drop_page(m, t, la, DROP_ALL);
-    flushed(m);
+    flushed(m, FLUSH_INVLPGA);
 }
 
 void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
@@ -793,10 +890,8 @@ void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global)
     FOR_SPACES(m, t)
     if (t->vpid == asid)
         space_flush(m, t, keep_global);
-    flushed(m);
+    flushed(m, FLUSH_ASID);
 }
-
-void mmu_protect_page(struct vcpu *v, pa_t page) { protect(v->mmu, page & PAGE_MASK); }
 
 /* ---- data breakpoints ---- */
 
@@ -807,29 +902,48 @@ static void watch_collect(struct mmu *m, const struct vcpu *v)
         bool enabled = v->dr7 >> (2 * n) & 3;
         unsigned kind = v->dr7 >> (16 + 4 * n) & 3; /* 0 code, 1 write, 2 I/O, 3 read and write */
         if (enabled && (kind & 1))
-            m->watch[m->nwatch++] = v->dr[n] & PAGE_MASK;
+            m->watch[m->nwatch++] = (struct watched_pages){v->dr[n] & PAGE_MASK, v->dr[n] & PAGE_MASK, false};
     }
     for (unsigned n = 0; v->debug && n < v->debug->nwatch; n++) {
         const struct debug_watch *w = &v->debug->watch[n];
-        m->watch[m->nwatch++] = w->la & PAGE_MASK;
-        if (((w->la + w->len - 1) ^ w->la) & PAGE_MASK)
-            m->watch[m->nwatch++] = (w->la + w->len - 1) & PAGE_MASK;
+        m->watch[m->nwatch++] = (struct watched_pages){w->at & PAGE_MASK, (w->at + w->len - 1) & PAGE_MASK, w->physical};
     }
+}
+
+static void withdraw(struct array *a, unsigned slot)
+{
+    a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
+    bit_clear(a->writable, slot);
 }
 
 void mmu_watch_changed(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
+    cells_forget(v);
     watch_collect(m, v);
     for (unsigned i = 0; i < m->nwatch; i++) {
-        unsigned slot = (m->watch[i] >> PAGE_SHIFT) & (TLB_SIZE - 1);
-        FOR_SPACES(m, t)
-        for (unsigned c = 0; c < CONTEXTS; c++) {
-            struct array *a = &t->ctx[c];
-            if (a->side[slot].page != m->watch[i])
-                continue;
-            a->e[slot].tag_read = a->e[slot].tag_write = TLB_NONE;
-            bit_clear(a->writable, slot);
+        const struct watched_pages *w = &m->watch[i];
+        if (w->physical)
+            continue; /* no entry of such a page has been granted since mmu_watch_physical() */
+        for (u64 page = w->first;; page += PAGE_SIZE) { /* at most two */
+            unsigned slot = (page >> PAGE_SHIFT) & (TLB_SIZE - 1);
+            FOR_SPACES(m, t)
+            for (unsigned c = 0; c < CONTEXTS; c++)
+                if (t->ctx[c].side[slot].page == page)
+                    withdraw(&t->ctx[c], slot);
+            if (page == w->last)
+                break;
         }
     }
+}
+
+void mmu_watch_physical(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    watch_collect(m, v);
+    FOR_SPACES(m, t)
+    for (unsigned c = 0; c < CONTEXTS; c++)
+        for (unsigned slot = 0; slot < TLB_SIZE; slot++)
+            if (t->ctx[c].side[slot].page != TLB_NONE && watched(m, &t->ctx[c].side[slot]))
+                withdraw(&t->ctx[c], slot);
 }

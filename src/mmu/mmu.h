@@ -4,12 +4,20 @@
  */
 #pragma once
 #include "cpu/state.h"
+#include "mmu/shadow.h"
 #include "mmu/tlb.h"
 
 struct mmu;
 
 struct mmu *mmu_new(struct physmap *pm);
 void mmu_free(struct mmu *m);
+/* How a miss of the TLB is answered; MMU_SHADOW at first. Before the first access. */
+enum mmu_mode {
+    MMU_SHADOW, /* from the shadow page tables (shadow.h) where they know */
+    MMU_WALK,   /* always by a walk: the reference */
+    MMU_CHECK,  /* from the shadow page tables, each answer compared with a walk */
+};
+void mmu_set_mode(struct vcpu *v, enum mmu_mode mode);
 
 /* Rebuilds the walk context from v's CR0, CR3, CR4, EFER, PDPTEs, PKRU and picks the TLB for the
  * address space (created empty or found by its tag), then sets v->tlb_now for the privilege context.
@@ -48,10 +56,13 @@ void mmu_invvpid(struct vcpu *v, bool all_vpids, u16 vpid, bool keep_global, boo
 void mmu_invept(struct vcpu *v, bool all, u64 eptp);
 void mmu_invlpga(struct vcpu *v, u32 asid, gva_t la);
 void mmu_flush_asid(struct vcpu *v, u32 asid, bool keep_global);
-/* Physical page @page became tracked (code, table, dirty log): no TLB entry may grant writes to it. */
+/* Physical page @page became tracked (code, table, dirty log): no TLB entry of @v may grant writes to it. For processors
+ * on threads of their own, while this one stands still; otherwise the physical map tells every MMU itself. */
 void mmu_protect_page(struct vcpu *v, pa_t page);
 /* Debug registers changed: pages with enabled data breakpoints must take the slow path. */
 void mmu_watch_changed(struct vcpu *v);
+/* A debugger's physical ranges changed: their pages, wherever they are mapped, must too. */
+void mmu_watch_physical(struct vcpu *v);
 
 /* The jump cache of the current address space and privilege (user or not): (rip -> block) hints that every
  * flush clears. Ask again after a change of address space or CPL. */
@@ -69,16 +80,27 @@ static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
 /* Read-only view of one privilege context's entries in the current address space (mem.c's fast paths). */
 const struct tlb_entry *mmu_entries(const struct vcpu *v, enum tlb_context context);
 
+/* What dropped TLB entries. */
+enum flush_cause {
+    FLUSH_INVLPG, FLUSH_CR3, FLUSH_GLOBAL, FLUSH_ALL, FLUSH_INVPCID, FLUSH_INVVPID, FLUSH_INVEPT, FLUSH_INVLPGA, FLUSH_ASID,
+    FLUSH_MAP, /* the physical map or the APIC's page changed */
+    FLUSH_CAUSES,
+};
+
 /* What one vCPU's MMU did so far. */
 struct mmu_stats {
     u64 walks;          /* page walks made */
     u64 walk_faults;    /* of which failed */
     u64 walk_steps;     /* table entries read */
-    u64 cached;         /* slow-path translations answered without a walk */
+    u64 cached;         /* slow-path translations answered by the TLB */
+    u64 shadow_hits;    /* answered by the shadow page tables: TLB entries filled without a walk */
+    u64 shadow_faults;  /* page faults answered by them */
     u64 spaces_made;    /* address spaces set up (a TLB taken from the pool) */
     u64 space_switches; /* changes of the current address space */
-    u64 flushes;        /* invalidations asked for */
+    u64 flushes[FLUSH_CAUSES]; /* invalidations asked for */
     u64 flushed;        /* entries they dropped */
     u64 protects;       /* pages whose write permission was withdrawn */
 };
 const struct mmu_stats *mmu_stats(const struct vcpu *v);
+/* Of the shadow page tables that all vCPUs share; NULL without. */
+const struct shadow_stats *mmu_shadow_stats(const struct vcpu *v);

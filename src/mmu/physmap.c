@@ -38,6 +38,9 @@ static void region_free(struct region *r)
     if (r->kind == REGION_RAM) {
         munmap(r->host, r->size);
         munmap(r->page_flags, r->size >> PAGE_SHIFT);
+        for (unsigned n = 0; n < ARRAY_SIZE(r->users); n++)
+            if (r->users[n])
+                munmap(r->users[n], (r->size >> PAGE_SHIFT) * sizeof(u64));
     }
     free(r);
 }
@@ -103,10 +106,34 @@ static void low_fill(struct physmap *pm)
     }
 }
 
+const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *first, pa_t *last)
+{
+    if (n >= pm->nranges)
+        return NULL;
+    *first = pm->ranges[n].start;
+    *last = pm->ranges[n].last;
+    return pm->ranges[n].region;
+}
+
+static void choose_main(struct physmap *pm)
+{
+    pm->main_size = 0;
+    for (unsigned i = 0; i < pm->nranges; i++) {
+        const struct range *r = &pm->ranges[i];
+        pa_t start = (r->start + PAGE_SIZE - 1) & PAGE_MASK, end = (r->last + 1) & PAGE_MASK;
+        if (r->region->kind != REGION_RAM || end <= start || end - start <= pm->main_size)
+            continue;
+        pm->main = r;
+        pm->main_start = start;
+        pm->main_size = end - start;
+    }
+}
+
 /* Makes the ranges anew from the regions. @regions is short (tens), changes are rare. */
 static void flatten(struct physmap *pm)
 {
     unsigned n = 0;
+    physmap_stop_others(pm);
     u64 *cut = xrealloc(NULL, (2 * pm->nregions + 1) * sizeof(*cut));
     for (unsigned i = 0; i < pm->nregions; i++) {
         cut[n++] = pm->regions[i]->base;
@@ -132,10 +159,12 @@ static void flatten(struct physmap *pm)
     }
     free(cut);
     low_fill(pm);
+    choose_main(pm);
     pm->generation++;
     for (unsigned i = 0; i < pm->nlisteners; i++)
         if (pm->listeners[i].changed)
             pm->listeners[i].changed(pm->listeners[i].opaque);
+    physmap_let_others(pm);
 }
 
 /* ---- adding and removing ---- */
@@ -304,11 +333,30 @@ static void host_store(u8 *p, u64 value, unsigned size)
     }
 }
 
+/* ---- device memory ---- */
+
+static u64 device_load(struct physmap *pm, const struct region *g, pa_t pa, unsigned size)
+{
+    lock_take(pm->sharing.lock);
+    u64 value = g->ops->read(g->opaque, pa - g->base, size);
+    lock_give(pm->sharing.lock);
+    return value;
+}
+
+static void device_store(struct physmap *pm, const struct region *g, pa_t pa, u64 value, unsigned size)
+{
+    lock_take(pm->sharing.lock);
+    g->ops->write(g->opaque, pa - g->base, value, size);
+    lock_give(pm->sharing.lock);
+}
+
 static u64 ones(unsigned size) { return ~0ull >> (64 - 8 * size); }
 
 static void written_in_page(struct physmap *pm, const struct range *r, pa_t pa, size_t len)
 {
     const u8 *f = range_flag(r, pa);
+    if (unlikely(pm->sharing.lock != NULL)) /* the bytes are there before the flags are read: who has set one since sees them */
+        atomic_thread_fence(memory_order_seq_cst);
     u8 flags = f ? __atomic_load_n(f, __ATOMIC_RELAXED) : 0;
     if (likely(!flags))
         return;
@@ -329,8 +377,7 @@ u64 physmap_load(struct physmap *pm, pa_t pa, unsigned size)
     }
     if (likely(r->host != NULL))
         return host_load(r->host + (pa - r->start), size);
-    const struct region *g = r->region;
-    return g->ops->read(g->opaque, pa - g->base, size) & ones(size);
+    return device_load(pm, r->region, pa, size) & ones(size);
 }
 
 void physmap_store(struct physmap *pm, pa_t pa, u64 value, unsigned size)
@@ -347,7 +394,7 @@ void physmap_store(struct physmap *pm, pa_t pa, u64 value, unsigned size)
         host_store(r->host + (pa - r->start), value, size);
         written_in_page(pm, r, pa, size);
     } else if (g->kind == REGION_MMIO) {
-        g->ops->write(g->opaque, pa - g->base, value & ones(size), size);
+        device_store(pm, g, pa, value & ones(size), size);
     }
 }
 
@@ -413,9 +460,8 @@ void physmap_read(struct physmap *pm, pa_t pa, void *buf, size_t len)
         } else if (r->host) {
             memcpy(out, r->host + (pa - r->start), n);
         } else {
-            const struct region *g = r->region;
             n = piece(pa, n);
-            store_le(out, g->ops->read(g->opaque, pa - g->base, (unsigned)n), (unsigned)n);
+            store_le(out, device_load(pm, r->region, pa, (unsigned)n), (unsigned)n);
         }
         out += n;
         pa += n;
@@ -433,9 +479,8 @@ void physmap_write(struct physmap *pm, pa_t pa, const void *buf, size_t len)
             memcpy(r->host + (pa - r->start), in, n);
             written_in_page(pm, r, pa, n);
         } else if (r && r->region->kind == REGION_MMIO) {
-            const struct region *g = r->region;
             n = piece(pa, n);
-            g->ops->write(g->opaque, pa - g->base, load_le(in, (unsigned)n), (unsigned)n);
+            device_store(pm, r->region, pa, load_le(in, (unsigned)n), (unsigned)n);
         }
         in += n;
         pa += n;
@@ -535,4 +580,55 @@ void physmap_written(struct physmap *pm, pa_t pa, size_t len)
         pa += n;
         len -= n;
     }
+}
+
+/* ---- several threads ---- */
+
+int physmap_share(struct physmap *pm, const struct physmap_sharing *sharing, struct error *err)
+{
+    for (unsigned i = 0; i < pm->nregions; i++) {
+        struct region *r = pm->regions[i];
+        for (unsigned n = 0; r->kind == REGION_RAM && n < ARRAY_SIZE(r->users); n++) {
+            if (!r->users[n] && !(r->users[n] = zalloc_lazy((r->size >> PAGE_SHIFT) * sizeof(u64))))
+                return error_set(err, "%s: no memory for the users of its pages: %s", r->name, strerror(errno));
+        }
+    }
+    pm->sharing = *sharing;
+    return 0;
+}
+
+bool physmap_shared(const struct physmap *pm) { return pm->sharing.lock; }
+
+void physmap_note_user(struct physmap *pm, pa_t pa, enum page_user kind, unsigned cpu)
+{
+    const struct range *r = map_range(pm, pa);
+    if (r)
+        range_note_user(r, pa, kind, cpu);
+}
+
+void physmap_forget_users(struct physmap *pm, pa_t pa, enum page_user kind, u64 cpus)
+{
+    const struct range *r = map_range(pm, pa);
+    u64 *users = r ? range_user(r, pa, kind) : NULL;
+    if (users)
+        __atomic_fetch_and(users, ~cpus, __ATOMIC_SEQ_CST);
+}
+
+u64 physmap_users(const struct physmap *pm, pa_t pa, enum page_user kind)
+{
+    const struct range *r = map_range(pm, pa);
+    const u64 *users = r ? range_user(r, pa, kind) : NULL;
+    return users ? __atomic_load_n(users, __ATOMIC_SEQ_CST) : 0;
+}
+
+void physmap_stop_others(struct physmap *pm)
+{
+    if (pm->sharing.stop)
+        pm->sharing.stop(pm->sharing.opaque);
+}
+
+void physmap_let_others(struct physmap *pm)
+{
+    if (pm->sharing.go)
+        pm->sharing.go(pm->sharing.opaque);
 }

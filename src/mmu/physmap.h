@@ -7,6 +7,7 @@
 #include "base/bits.h"
 #include "base/error.h"
 #include "base/io.h"
+#include "base/lock.h"
 #include "base/types.h"
 
 #define PAGE_SHIFT 12
@@ -28,6 +29,7 @@ struct region {
     enum region_kind kind;
     u8 *host;       /* RAM, ROM: backing bytes */
     u8 *page_flags; /* RAM: one byte a page, enum page_flag */
+    u64 *users[2];  /* RAM, with physmap_share(): one word a page for each enum page_user */
     const struct io_ops *ops; /* MMIO */
     void *opaque;
     const char *name;
@@ -82,5 +84,34 @@ void physmap_on_protect(struct physmap *pm, void (*protect)(void *opaque, pa_t p
 void physmap_on_change(struct physmap *pm, void (*changed)(void *opaque), void *opaque);
 /* Bytes of RAM at @pa were written by somebody: tells the subscribers of its flags. Cheap when no flag is set. */
 void physmap_written(struct physmap *pm, pa_t pa, size_t len);
+/*
+ * Several processors on threads of their own. @lock is taken around accesses to devices; @stop and @go
+ * surround a change of the map: in between no other thread looks at it. From then on the map keeps, for
+ * each page of RAM, one bit per processor (at most 64) for each of enum page_user.
+ *
+ * Who wants to write without looking at the page's flags each time first notes itself as a writer, then
+ * reads the flags; who sets a flag looks at the writers afterwards. So one of the two sees the other.
+ */
+struct physmap_sharing {
+    struct lock *lock;
+    void (*stop)(void *opaque);
+    void (*go)(void *opaque);
+    void *opaque;
+};
+enum page_user {
+    PAGE_WRITERS, /* may hold a grant to write */
+    PAGE_HOLDERS, /* may hold code decoded from it */
+};
+int physmap_share(struct physmap *pm, const struct physmap_sharing *sharing, struct error *err);
+bool physmap_shared(const struct physmap *pm);
+/* Nothing but the caller's thread runs guest code or reaches guest memory in between. They nest. */
+void physmap_stop_others(struct physmap *pm);
+void physmap_let_others(struct physmap *pm);
+/* Nothing happens, and nobody is told, without physmap_share() or outside RAM. */
+void physmap_note_user(struct physmap *pm, pa_t pa, enum page_user kind, unsigned cpu);
+void physmap_forget_users(struct physmap *pm, pa_t pa, enum page_user kind, u64 cpus);
+u64 physmap_users(const struct physmap *pm, pa_t pa, enum page_user kind);
+/* The @n-th run of addresses with one region behind it, in ascending order; NULL: there are no more. */
+const struct region *physmap_nth(const struct physmap *pm, unsigned n, pa_t *first, pa_t *last);
 /* Total RAM, bytes. */
 u64 physmap_ram_size(const struct physmap *pm);

@@ -2,8 +2,8 @@
  * The inside of the physical map, for the files of this directory whose speed depends on it: the
  * regions flattened into disjoint ranges, and an index by page for the first 4 GiB.
  *
- * The map is changed only while no other thread uses it (machine construction, or a device's
- * register write on the machine's thread); page flags may be changed at any time.
+ * The map is changed only while no other thread uses it (see struct physmap_sharing); page flags may be
+ * changed at any time.
  */
 #pragma once
 #include "mmu/physmap.h"
@@ -31,6 +31,10 @@ struct listener {
 struct physmap {
     struct range *ranges; /* sorted, disjoint */
     unsigned nranges;
+    /* The largest range of RAM, whole pages of it: most of what is asked for, and no memory touched to find it. */
+    const struct range *main;
+    pa_t main_start;
+    u64 main_size;
     u16 *low; /* page -> index into ranges + 1; 0: nothing there */
     u64 generation;
     struct region **regions; /* as added; the map owns the structs */
@@ -40,6 +44,8 @@ struct physmap {
     struct listener *listeners;
     unsigned nlisteners;
     u64 ram_size;
+    struct physmap_sharing sharing; /* all NULL while one thread runs everything */
+    struct shadow *shadow; /* of the page tables in it (shadow.h), while somebody uses it */
 };
 
 const struct range *range_search(const struct physmap *pm, pa_t pa);
@@ -47,6 +53,8 @@ const struct range *range_search(const struct physmap *pm, pa_t pa);
 /* The range that decodes @pa, or NULL. */
 static inline const struct range *map_range(const struct physmap *pm, pa_t pa)
 {
+    if (likely(pa - pm->main_start < pm->main_size))
+        return pm->main;
     if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
         unsigned i = pm->low[pa >> PAGE_SHIFT];
         if (likely(i != LOW_MIXED))
@@ -58,6 +66,8 @@ static inline const struct range *map_range(const struct physmap *pm, pa_t pa)
 /* Likewise, when it decodes all of the page that @pa lies in. */
 static inline const struct range *map_page(const struct physmap *pm, pa_t pa)
 {
+    if (likely(pa - pm->main_start < pm->main_size))
+        return pm->main;
     if (likely(pa < (u64)LOW_PAGES << PAGE_SHIFT)) {
         unsigned i = pm->low[pa >> PAGE_SHIFT];
         return i && i != LOW_MIXED ? &pm->ranges[i - 1] : NULL;
@@ -77,6 +87,20 @@ static inline u8 *range_flag(const struct range *r, pa_t pa)
 {
     const struct region *g = r->region;
     return g->page_flags ? &g->page_flags[(pa - g->base) >> PAGE_SHIFT] : NULL;
+}
+
+static inline u64 *range_user(const struct range *r, pa_t pa, enum page_user kind)
+{
+    const struct region *g = r->region;
+    return g->users[kind] ? &g->users[kind][(pa - g->base) >> PAGE_SHIFT] : NULL;
+}
+
+/* Sequentially consistent, so that the flags read after it are not older (struct physmap_sharing). */
+static inline void range_note_user(const struct range *r, pa_t pa, enum page_user kind, unsigned cpu)
+{
+    u64 *users = range_user(r, pa, kind);
+    if (users && !(__atomic_load_n(users, __ATOMIC_SEQ_CST) & BIT64(cpu)))
+        __atomic_fetch_or(users, BIT64(cpu), __ATOMIC_SEQ_CST);
 }
 
 enum cmpxchg_result { CMPXCHG_DONE, CMPXCHG_CHANGED, CMPXCHG_NOT_RAM };

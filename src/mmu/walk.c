@@ -8,62 +8,6 @@
  */
 #include "mmu/walk_tables.h"
 
-/* ---- rights ---- */
-
-struct judgement {
-    u8 perms; /* ACCESS_READ, _WRITE, _EXEC */
-    u8 pk;    /* accesses among them that a protection key denies */
-};
-
-/* What an access of this privilege may do with the page; SDM "Determination of Access Rights". */
-static alwaysinline struct judgement judge(const struct walk_context *ctx, const struct traversal *t, bool keys,
-                                           u32 access)
-{
-    struct judgement j = {0, 0};
-    bool user_access = access & ACCESS_USER;
-
-    if (unlikely(access & ACCESS_SHADOW_STACK)) {
-        /* A shadow-stack page is dirty and read-only in its last entry, writable in all others. */
-        bool shadow = ctx->cet && !(t->leaf & PTE_W) && (t->leaf & PTE_D) && t->upper_writable;
-        if (shadow && t->user == user_access)
-            j.perms = ACCESS_READ | ACCESS_WRITE;
-    } else if (user_access) {
-        if (t->user)
-            j.perms = (u8)(ACCESS_READ | (t->writable ? ACCESS_WRITE : 0) | (t->nx ? 0 : ACCESS_EXEC));
-    } else {
-        if (!(t->user && ctx->smap && !(access & ACCESS_AC)))
-            j.perms = (u8)(ACCESS_READ | (t->writable || !ctx->wp ? ACCESS_WRITE : 0));
-        if (!t->nx && !(t->user && ctx->smep))
-            j.perms |= ACCESS_EXEC;
-    }
-    if (keys && (t->user ? ctx->pke : ctx->pks)) {
-        u32 key = (t->user ? ctx->pkru : ctx->pkrs) >> (2 * bits_get(t->leaf, 62, 59));
-        if (key & 1)
-            j.pk = ACCESS_READ | ACCESS_WRITE;
-        else if ((key & 2) && (user_access || ctx->wp))
-            j.pk = ACCESS_WRITE;
-    }
-    j.perms &= (u8)~j.pk;
-    return j;
-}
-
-static bool page_fault(const struct walk_context *ctx, u32 access, u32 error, struct walk *w)
-{
-    if (access & ACCESS_WRITE)
-        error |= PF_W;
-    if (access & ACCESS_USER)
-        error |= PF_U;
-    if ((access & ACCESS_EXEC) && (ctx->smep || ctx->nx))
-        error |= PF_I;
-    if (access & ACCESS_SHADOW_STACK)
-        error |= PF_SS;
-    w->fault = WALK_PAGE_FAULT;
-    w->error_code = error;
-    return false;
-}
-
-#define ACCESS_RWX (ACCESS_READ | ACCESS_WRITE | ACCESS_EXEC)
-
 /* The last step: w->gpa is known; SLAT, if any, gives the physical address and may take rights away. */
 static alwaysinline bool walk_finish(struct physmap *pm, const struct walk_context *ctx, bool nested, u32 access,
                                      struct walk *w)
@@ -75,14 +19,7 @@ static alwaysinline bool walk_finish(struct physmap *pm, const struct walk_conte
     struct slat_result s;
     if (!slat_translate(pm, ctx, w->gpa, access, SLAT_DATA, w, &s))
         return false;
-    u64 exec = ctx->slat.mbec && w->user ? EPT_XU : EPT_X;
-    w->perms &= (u8)((s.rights & EPT_R ? ACCESS_READ : 0) | (s.rights & EPT_W ? ACCESS_WRITE : 0) |
-                     (s.rights & exec ? ACCESS_EXEC : 0));
-    w->dirty &= s.dirty;
-    w->memtype = s.memtype;
-    if (s.lg2 < w->lg2_page)
-        w->lg2_page = s.lg2;
-    w->pa = s.pa;
+    slat_restrict(ctx, w, &s);
     return true;
 }
 

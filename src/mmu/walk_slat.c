@@ -4,9 +4,6 @@
  */
 #include "mmu/walk_tables.h"
 
-#define EPT_PAGE        BIT64(7)
-#define EPT_A           BIT64(8)
-#define EPT_D           BIT64(9)
 #define EPT_SUPPRESS_VE BIT64(63)
 
 /* Exit qualification for EPT violations. */

@@ -9,6 +9,8 @@
 #include "mmu/physmap_view.h"
 #include "mmu/walk.h"
 
+#define ACCESS_RWX (ACCESS_READ | ACCESS_WRITE | ACCESS_EXEC)
+
 #define PTE_P     BIT64(0)
 #define PTE_W     BIT64(1)
 #define PTE_U     BIT64(2)
@@ -33,6 +35,9 @@
 #define EPT_W  BIT64(1)
 #define EPT_X  BIT64(2)
 #define EPT_XU BIT64(10)
+#define EPT_PAGE BIT64(7)
+#define EPT_A BIT64(8)
+#define EPT_D BIT64(9)
 
 struct table_format {
     u8 levels;
@@ -229,4 +234,71 @@ static alwaysinline enum ad_result tables_set_ad(struct physmap *pm, const struc
             t->leaf = want;
     }
     return AD_DONE;
+}
+
+/* ---- rights ---- */
+
+struct judgement {
+    u8 perms; /* ACCESS_READ, _WRITE, _EXEC */
+    u8 pk;    /* accesses among them that a protection key denies */
+};
+
+/* What an access of this privilege may do with the page; SDM "Determination of Access Rights". */
+static alwaysinline struct judgement judge(const struct walk_context *ctx, const struct traversal *t, bool keys,
+                                           u32 access)
+{
+    struct judgement j = {0, 0};
+    bool user_access = access & ACCESS_USER;
+
+    if (unlikely(access & ACCESS_SHADOW_STACK)) {
+        /* A shadow-stack page is dirty and read-only in its last entry, writable in all others. */
+        bool shadow = ctx->cet && !(t->leaf & PTE_W) && (t->leaf & PTE_D) && t->upper_writable;
+        if (shadow && t->user == user_access)
+            j.perms = ACCESS_READ | ACCESS_WRITE;
+    } else if (user_access) {
+        if (t->user)
+            j.perms = (u8)(ACCESS_READ | (t->writable ? ACCESS_WRITE : 0) | (t->nx ? 0 : ACCESS_EXEC));
+    } else {
+        if (!(t->user && ctx->smap && !(access & ACCESS_AC)))
+            j.perms = (u8)(ACCESS_READ | (t->writable || !ctx->wp ? ACCESS_WRITE : 0));
+        if (!t->nx && !(t->user && ctx->smep))
+            j.perms |= ACCESS_EXEC;
+    }
+    if (keys && (t->user ? ctx->pke : ctx->pks)) {
+        u32 key = (t->user ? ctx->pkru : ctx->pkrs) >> (2 * bits_get(t->leaf, 62, 59));
+        if (key & 1)
+            j.pk = ACCESS_READ | ACCESS_WRITE;
+        else if ((key & 2) && (user_access || ctx->wp))
+            j.pk = ACCESS_WRITE;
+    }
+    j.perms &= (u8)~j.pk;
+    return j;
+}
+
+static inline bool page_fault(const struct walk_context *ctx, u32 access, u32 error, struct walk *w)
+{
+    if (access & ACCESS_WRITE)
+        error |= PF_W;
+    if (access & ACCESS_USER)
+        error |= PF_U;
+    if ((access & ACCESS_EXEC) && (ctx->smep || ctx->nx))
+        error |= PF_I;
+    if (access & ACCESS_SHADOW_STACK)
+        error |= PF_SS;
+    w->fault = WALK_PAGE_FAULT;
+    w->error_code = error;
+    return false;
+}
+
+/* What the SLAT's answer for the data leaves of the rights in @w. */
+static alwaysinline void slat_restrict(const struct walk_context *ctx, struct walk *w, const struct slat_result *s)
+{
+    u64 exec = ctx->slat.mbec && w->user ? EPT_XU : EPT_X;
+    w->perms &= (u8)((s->rights & EPT_R ? ACCESS_READ : 0) | (s->rights & EPT_W ? ACCESS_WRITE : 0) |
+                     (s->rights & exec ? ACCESS_EXEC : 0));
+    w->dirty &= s->dirty;
+    w->memtype = s->memtype;
+    if (s->lg2 < w->lg2_page)
+        w->lg2_page = s->lg2;
+    w->pa = s->pa;
 }

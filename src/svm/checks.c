@@ -22,6 +22,15 @@ static bool injecting(snap *s) { return F(EVENTINJ) & EVENT_VALID; }
 static unsigned inj_type(snap *s) { return F(EVENTINJ) >> 8 & 7; }
 static unsigned inj_vector(snap *s) { return F(EVENTINJ) & 0xff; }
 
+/* "Vectors" of the chapter "Exceptions and Interrupts"; #HV and #VC exist in encrypted guests only. */
+static bool is_exception(snap *s, unsigned vector)
+{
+    u32 vectors = BIT(VEC_DE) | BIT(VEC_DB) | BIT(VEC_BP) | BIT(VEC_OF) | BIT(VEC_BR) | BIT(VEC_UD) | BIT(VEC_NM) | BIT(VEC_DF) |
+                  BIT(VEC_TS) | BIT(VEC_NP) | BIT(VEC_SS) | BIT(VEC_GP) | BIT(VEC_PF) | BIT(VEC_MF) | BIT(VEC_AC) | BIT(VEC_MC) |
+                  BIT(VEC_XM) | BIT(VEC_SX) | (s->features[FEAT_CET_SS] ? BIT(VEC_CP) : 0);
+    return vector < 32 && vectors >> vector & 1;
+}
+
 static bool pat_ok(u64 pat)
 {
     for (unsigned i = 0; i < 8; i++, pat >>= 8)

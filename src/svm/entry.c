@@ -3,6 +3,7 @@
  * inject. Nothing of the guest has been loaded when a check says no: the host's state is loaded again,
  * as after every #VMEXIT.
  */
+#include "cpu/exit_profile.h"
 #include "cpu/msr.h"
 #include "svm/svm.h"
 
@@ -45,6 +46,17 @@ static void save_host(struct vcpu *v)
     };
 }
 
+/* "LBR Virtualization": without it host and guest share these registers. */
+static void swap_last_branches(struct vcpu *v)
+{
+    struct svm *x = v->svm;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    x->host.debugctl = v->debugctl;
+    memcpy(x->host.last_branch, last, sizeof(x->host.last_branch));
+    v->debugctl = F(DBGCTL) & (DEBUGCTL_LBR | DEBUGCTL_BTF);
+    memcpy(last, &F(BR_FROM), sizeof(x->host.last_branch));
+}
+
 static struct segment guest_segment(const struct vcpu *v, enum vmcb_index selector)
 {
     const u64 *s = v->svm->f + selector;
@@ -68,6 +80,12 @@ static void load_guest(struct vcpu *v)
     v->dr7 = (F(DR7) & DR7_WRITABLE) | DR7_FIXED;
     if (x->nested_paging)
         v->pat = F(G_PAT);
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        x->host.spec_ctrl = v->spec_ctrl;
+        v->spec_ctrl = F(SPEC_CTRL) & cpu_spec_ctrl_allowed(v);
+    }
+    if (x->virtual_lbr)
+        swap_last_branches(v);
     if (cpu_has(v, FEAT_CET_SS)) {
         v->s_cet = F(S_CET);
         v->ssp = F(SSP);
@@ -98,20 +116,24 @@ static void load_guest(struct vcpu *v)
 }
 
 /* "Enabling Nested Paging": the tables are read in the paging mode of the host at the time of VMRUN. */
+struct slat svm_slat(u64 n_cr3, u64 host_efer, u64 host_cr0, u64 host_cr4)
+{
+    return (struct slat){
+        .kind = SLAT_NPT, .nx = host_efer & EFER_NXE, .smep = host_cr4 & CR4_SMEP, .pse = host_cr4 & CR4_PSE,
+        .wp = host_cr0 & CR0_WP, .root = n_cr3, .tag = n_cr3,
+        .host_mode = host_efer & EFER_LMA ? (host_cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
+                     : host_cr4 & CR4_PAE ? PAGING_PAE
+                                          : PAGING_32BIT,
+    };
+}
+
 static void apply_slat(struct vcpu *v)
 {
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
     struct slat slat = {.kind = SLAT_NONE};
-    if (x->nested_paging) {
-        slat = (struct slat){
-            .kind = SLAT_NPT, .nx = h->efer & EFER_NXE, .smep = h->cr4 & CR4_SMEP, .pse = h->cr4 & CR4_PSE,
-            .wp = h->cr0 & CR0_WP, .root = F(N_CR3), .tag = F(N_CR3),
-            .host_mode = h->efer & EFER_LMA ? (h->cr4 & CR4_LA57 ? PAGING_5LEVEL : PAGING_4LEVEL)
-                         : h->cr4 & CR4_PAE ? PAGING_PAE
-                                            : PAGING_32BIT,
-        };
-    }
+    if (x->nested_paging)
+        slat = svm_slat(F(N_CR3), h->efer, h->cr0, h->cr4);
     u32 asid = (u32)F(GUEST_ASID);
     mmu_set_guest(v, &slat, asid);
     /* "TLB Control" */
@@ -162,6 +184,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     x->nested_paging = cpu_has(v, FEAT_NPT) && F(NESTED_CTL) & NESTED_CTL_NP;
     x->vgif = cpu_has(v, FEAT_VGIF) && F(INT_CTL) & V_GIF_ENABLE;
     x->vnmi = cpu_has(v, FEAT_VNMI) && F(INT_CTL) & V_NMI_ENABLE;
+    x->virtual_lbr = cpu_has(v, FEAT_LBRV) && F(VIRT_EXT) & VIRT_EXT_LBR;
     x->virtual_vmload = cpu_has(v, FEAT_VVMLOAD) && F(VIRT_EXT) & VIRT_EXT_VMLOAD_VMSAVE;
     svm_take_snapshot(v, &s);
     save_host(v);
@@ -172,6 +195,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         note_failure(v, failed);
         x->stats.entry_failures++;
         x->stats.exits[SVM_SLOT_INVALID]++;
+        if (unlikely(v->exits != NULL))
+            exit_profile_exit(v, SVM_SLOT_INVALID, vmcb, false, true);
         vmcb_write(v, vmcb, VMCB_EXITCODE, SVM_EXIT_INVALID);
         vmcb_write(v, vmcb, VMCB_EXITINFO1, 0);
         vmcb_write(v, vmcb, VMCB_EXITINFO2, 0);
@@ -179,6 +204,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         cpu_unwind(v, UNWIND_EXIT);
     }
 
+    u64 dr7 = v->dr7;
     load_guest(v);
     v->guest_mode = true;
     v->virt = &svm_virt_ops;
@@ -190,13 +216,16 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (!x->nested_paging)
         memcpy(v->pdpte, s.pdpte, sizeof(v->pdpte));
     cpu_mode_changed(v);
-    mmu_watch_changed(v);
+    if (v->dr7 != dr7)
+        mmu_watch_changed(v);
     cpu_flags_changed(v);
     x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
-    x->pause_last = v->icount;
+    x->pause_last = cpu_retired(v);
 
     x->last_failure = NULL;
     x->stats.entries++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_entry(v, vmcb);
     log_at(vmentry, "cpu%u VMRUN vmcb=0x%llx rip=0x%llx inject=0x%llx", v->index, (unsigned long long)vmcb,
            (unsigned long long)v->rip, (unsigned long long)F(EVENTINJ));
     cpu_attention(v, ATT_VIRT | ATT_IRQ_WINDOW);

@@ -1,4 +1,6 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
+#include "cpu/exit_profile.h"
+#include "cpu/msr.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -38,6 +40,17 @@ static void save_guest(struct vcpu *v)
     F(INTERRUPT_SHADOW) = v->shadow ? 1 : 0;
     if (x->nested_paging)
         F(G_PAT) = v->pat;
+    if (cpu_has(v, FEAT_V_SPEC_CTRL)) {
+        F(SPEC_CTRL) = v->spec_ctrl;
+        v->spec_ctrl = x->host.spec_ctrl;
+    }
+    if (x->virtual_lbr) {
+        u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+        F(DBGCTL) = v->debugctl;
+        memcpy(&F(BR_FROM), last, sizeof(x->host.last_branch));
+        v->debugctl = x->host.debugctl;
+        memcpy(last, x->host.last_branch, sizeof(x->host.last_branch));
+    }
     F(S_CET) = v->s_cet;
     F(SSP) = v->ssp;
     F(ISST_ADDR) = v->int_ssp_table;
@@ -79,6 +92,7 @@ void svm_load_host(struct vcpu *v)
 {
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
+    bool watch_changed = v->dr7 != DR7_FIXED;
     v->gif = false;
     v->guest_mode = false;
     v->virt = NULL;
@@ -119,7 +133,8 @@ void svm_load_host(struct vcpu *v)
     }
     cpu_mode_changed(v);
     cpu_flags_changed(v);
-    mmu_watch_changed(v);
+    if (watch_changed)
+        mmu_watch_changed(v);
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
@@ -138,6 +153,8 @@ void svm_exit(struct vcpu *v, const struct svm_exit *e)
     if (e->insn_bytes && cpu_has(v, FEAT_DECODEASSISTS) && !d->valid)
         fetch_bytes(v);
     x->stats.exits[svm_exit_slot(e->code)]++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, svm_exit_slot(e->code), x->vmcb, e->code == SVM_EXIT_VMRUN, false);
     log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx", v->index,
            svm_exit_name(e->code) ? svm_exit_name(e->code) : "?", (unsigned long long)e->info1, (unsigned long long)e->info2,
            (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip);

@@ -32,7 +32,7 @@ static bool pause_exits(struct vcpu *v)
     if (!cpu_has(v, FEAT_PAUSEFILTER))
         return true;
     if (cpu_has(v, FEAT_PFTHRESHOLD) && F(PAUSE_FILTER_THRESHOLD)) {
-        u64 now = v->icount;
+        u64 now = cpu_retired(v);
         if (now - x->pause_last > F(PAUSE_FILTER_THRESHOLD))
             x->pause_count = (u16)F(PAUSE_FILTER_COUNT);
         x->pause_last = now;

@@ -25,7 +25,7 @@ enum vmcb_clean {
     CLEAN_INTERCEPTS, CLEAN_PERM_MAP, CLEAN_ASID, CLEAN_INTR, CLEAN_NPT, CLEAN_CR, CLEAN_DR, CLEAN_DT, CLEAN_SEG, CLEAN_CR2,
     CLEAN_LBR, CLEAN_AVIC, CLEAN_CET, CLEAN_NONE,
 };
-enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_CET, USE_LOAD };
+enum vmcb_use { USE_NEVER, USE_IN, USE_OUT, USE_BOTH, USE_NPT, USE_LBR, USE_SPEC, USE_CET, USE_LOAD };
 
 struct vmcb_field {
     const char *name;
@@ -38,7 +38,7 @@ extern const struct vmcb_field vmcb_fields[VMCB_FIELD_COUNT];
 /* The field that begins at @offset, or -1. */
 int vmcb_find(unsigned offset);
 
-#define VMCB_BYTES 0x698u
+#define VMCB_BYTES 0x6e8u
 
 /* INT_CTL */
 #define V_TPR 0xfull
@@ -53,6 +53,7 @@ int vmcb_find(unsigned offset);
 #define V_NMI_ENABLE BIT64(26)
 /* NESTED_CTL, VIRT_EXT */
 #define NESTED_CTL_NP BIT64(0)
+#define VIRT_EXT_LBR BIT64(0)
 #define VIRT_EXT_VMLOAD_VMSAVE BIT64(1)
 /* EVENTINJ and EXITINTINFO */
 #define EVENT_VALID BIT64(31)
@@ -98,6 +99,8 @@ struct svm_host { /* what VMRUN saves and #VMEXIT restores: the host state-save 
     struct segment es, cs, ss, ds;
     struct desc_table gdtr, idtr;
     u64 efer, cr0, cr3, cr4, rflags, rip, rsp, rax, pat, s_cet, ssp, isst;
+    u64 spec_ctrl;                /* where SPEC_CTRL is virtualized */
+    u64 debugctl, last_branch[4]; /* under LBR virtualization */
 };
 
 struct svm {
@@ -109,7 +112,7 @@ struct svm {
 
     /* ---- guest mode ---- */
     u32 intercepts[6];
-    bool nested_paging, vgif, vnmi, virtual_vmload;
+    bool nested_paging, vgif, vnmi, virtual_vmload, virtual_lbr;
     u16 pause_count; /* of the pause filter */
     u64 pause_last;  /* instruction count at the latest PAUSE */
 
@@ -141,6 +144,8 @@ void vmcb_save_more(struct vcpu *v, pa_t vmcb);
 
 /* ---- entry.c, exit.c ---- */
 void svm_enter(struct vcpu *v, pa_t vmcb) __attribute__((noreturn));
+/* Nested paging with the tables at @n_cr3 under that host. */
+struct slat svm_slat(u64 n_cr3, u64 host_efer, u64 host_cr0, u64 host_cr4);
 void svm_take_snapshot(struct vcpu *v, struct svm_snapshot *s);
 struct svm_exit {
     u64 code, info1, info2;

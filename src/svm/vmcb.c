@@ -67,6 +67,7 @@ void vmcb_store(struct vcpu *v)
     for (unsigned n = 0; n < VMCB_FIELD_COUNT; n++) {
         const struct vmcb_field *d = &vmcb_fields[n];
         bool out = d->use == USE_OUT || d->use == USE_BOTH || (d->use == USE_NPT && x->nested_paging) ||
+                   (d->use == USE_LBR && x->virtual_lbr) || (d->use == USE_SPEC && cpu_has(v, FEAT_V_SPEC_CTRL)) ||
                    (d->use == USE_CET && cpu_has(v, FEAT_CET_SS));
         if (out && d->bytes <= 8)
             physmap_store(v->pm, x->vmcb + d->offset, x->f[n], d->bytes);

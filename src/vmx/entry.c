@@ -2,6 +2,7 @@
  * VM entry (SDM "VM Entries"): snapshot, checks, load, inject. Nothing has changed when a check of
  * the controls or the host area says no; a check of the guest area ends as a VM exit (exit.c).
  */
+#include "cpu/exit_profile.h"
 #include "vmx/vmx.h"
 
 /* ---- outcomes of VMX instructions (SDM "Conventions": VMsucceed, VMfailInvalid, VMfailValid) ---- */
@@ -17,6 +18,8 @@ void vmx_fail_valid(struct vcpu *v, u32 error)
 {
     v->vmx->stats.vmfails++;
     v->vmx->f[VMCS_VM_INSTRUCTION_ERROR] = error;
+    if (v->vmx->enlightened)
+        evmcs_store_error(v);
     set_arithmetic_flags(v, FL_ZF);
 }
 void vmx_fail(struct vcpu *v, u32 error)
@@ -42,7 +45,7 @@ void vmx_take_snapshot(struct vcpu *v, struct vmx_snapshot *s)
     const u64 *f = x->f;
     memset(s, 0, sizeof(*s));
     s->f = f;
-    s->caps = &x->caps;
+    s->caps = vmx_caps_now(x);
     s->maxphyaddr = v->maxphyaddr;
     s->linear_width = v->linear_width;
     s->lma = cpu_lma(v);
@@ -130,20 +133,25 @@ static void load_pdptes(struct vcpu *v, const struct vmx_snapshot *s)
         v->pdpte[i] = sec_ctl(v->vmx, SEC_EPT) ? v->vmx->f[VMCS_GUEST_PDPTE0 + i] : s->pdpte[i];
 }
 
+struct slat vmx_slat(const struct vcpu *v, u32 sec)
+{
+    struct vmx *x = v->vmx;
+    u64 eptp = x->f[VMCS_EPT_POINTER];
+    if (!(sec & BIT(SEC_EPT)))
+        return (struct slat){ .kind = SLAT_NONE };
+    return (struct slat){ .kind = SLAT_EPT, .levels = (u8)((eptp >> 3 & 7) + 1), .ad = eptp >> 6 & 1,
+                          .mbec = sec >> SEC_MODE_BASED_EXECUTE & 1,
+                          .exec_only = x->caps.ept_vpid & VMX_EPT_EXEC_ONLY, .huge_1g = x->caps.ept_vpid & VMX_EPT_1G,
+                          .huge_2m = x->caps.ept_vpid & VMX_EPT_2M, .advanced_info = x->caps.ept_vpid & VMX_EPT_ADVANCED_INFO,
+                          .ve = sec >> SEC_EPT_VIOLATION_VE & 1, .pml = sec >> SEC_PML & 1,
+                          .pml_index = (u16 *)&x->f[VMCS_GUEST_PML_INDEX], .pml_address = x->f[VMCS_PML_ADDRESS],
+                          .root = eptp & BITS64(v->maxphyaddr - 1, 12), .tag = eptp };
+}
+
 void vmx_apply_slat(struct vcpu *v)
 {
     struct vmx *x = v->vmx;
-    struct slat slat = { .kind = SLAT_NONE };
-    if (v->guest_mode && sec_ctl(x, SEC_EPT)) {
-        u64 eptp = x->f[VMCS_EPT_POINTER];
-        slat = (struct slat){ .kind = SLAT_EPT, .levels = (u8)((eptp >> 3 & 7) + 1), .ad = eptp >> 6 & 1,
-                              .mbec = sec_ctl(x, SEC_MODE_BASED_EXECUTE),
-                              .exec_only = x->caps.ept_vpid & VMX_EPT_EXEC_ONLY, .huge_1g = x->caps.ept_vpid & VMX_EPT_1G,
-                              .huge_2m = x->caps.ept_vpid & VMX_EPT_2M, .advanced_info = x->caps.ept_vpid & VMX_EPT_ADVANCED_INFO,
-                              .ve = sec_ctl(x, SEC_EPT_VIOLATION_VE), .pml = sec_ctl(x, SEC_PML),
-                              .pml_index = (u16 *)&x->f[VMCS_GUEST_PML_INDEX], .pml_address = x->f[VMCS_PML_ADDRESS],
-                              .root = eptp & BITS64(v->maxphyaddr - 1, 12), .tag = eptp };
-    }
+    struct slat slat = vmx_slat(v, v->guest_mode ? x->sec : 0);
     mmu_set_guest(v, &slat, v->guest_mode && sec_ctl(x, SEC_VPID) ? (u32)x->f[VMCS_VIRTUAL_PROCESSOR_ID] : 0);
     /* Without VPIDs, linear and combined mappings of VPID 0000H are invalidated at VM entries and VM
      * exits (SDM "Operations that Invalidate Cached Mappings"). */
@@ -249,8 +257,9 @@ void vmx_enter(struct vcpu *v, bool launch)
     struct vmx *x = v->vmx;
     struct vmx_snapshot s;
     const struct virt_check *failed;
+    u64 pointer;
 
-    if (x->current == VMX_NO_VMCS || x->current_is_shadow) {
+    if ((evmcs_in_use(v, &pointer) && !evmcs_load(v, pointer)) || x->current == VMX_NO_VMCS || x->current_is_shadow) {
         vmx_fail_invalid(v);
         return;
     }
@@ -258,7 +267,8 @@ void vmx_enter(struct vcpu *v, bool launch)
         vmx_fail_valid(v, 26);
         return;
     }
-    if (launch == x->launched) {
+    /* An enlightened VMCS has no launch state. */
+    if (launch == x->launched && !x->enlightened) {
         vmx_fail_valid(v, launch ? 4 : 5);
         return;
     }
@@ -287,7 +297,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     u32 info = (u32)x->f[VMCS_VM_ENTRY_INTR_INFO_FIELD];
     bool inject_event = info >> 31, pending_mtf = inject_event && (info >> 8 & 7) == EV_OTHER;
     bool vectoring = inject_event && !pending_mtf;
-    x->pending_apic_write = x->pending_eoi = x->pending_tpr = false;
+    x->pending_apic_write = x->pending_eoi = x->pending_tpr = x->pending_flush_trap = false;
     x->iret_unblocked = x->marked = false;
     x->ple_first = x->ple_last = 0;
 
@@ -311,10 +321,13 @@ void vmx_enter(struct vcpu *v, bool launch)
     x->last_failure = NULL;
     x->launched = true;
     x->stats.entries++;
+    x->stats.evmcs_entries += x->enlightened;
+    if (unlikely(v->exits != NULL))
+        exit_profile_entry(v, x->current);
     v->icount++;
     v->delivering.valid = false;
     v->fault_depth = 0;
-    log_at(vmentry, "cpu%u %s vmcs=0x%llx rip=0x%llx inject=0x%x", v->index, launch ? "VMLAUNCH" : "VMRESUME",
+    log_at(vmentry, "cpu%u %s %svmcs=0x%llx rip=0x%llx inject=0x%x", v->index, launch ? "VMLAUNCH" : "VMRESUME", x->enlightened ? "e" : "",
            (unsigned long long)x->current, (unsigned long long)v->rip, info);
 
     start_preemption_timer(v);

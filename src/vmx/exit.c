@@ -1,6 +1,7 @@
 /*
  * VM exit (SDM "VM Exits"): record, save the guest state, store MSRs, load the host state, load MSRs.
  */
+#include "cpu/exit_profile.h"
 #include "vmx/vmx.h"
 
 #define F(name) (x->f[VMCS_##name])
@@ -47,12 +48,12 @@ static void save_guest_state(struct vcpu *v, const struct vmx_exit *e, bool vect
         F(GUEST_IA32_PAT) = v->pat;
     if (exit_ctl(x, EXIT_SAVE_EFER))
         F(GUEST_IA32_EFER) = v->efer;
-    if (vmx_offers(&x->caps, CTL_ENTRY_LOAD_CET)) {
+    if (vmx_offers(vmx_caps_now(x), CTL_ENTRY_LOAD_CET)) {
         F(GUEST_S_CET) = v->s_cet;
         F(GUEST_SSP) = v->ssp;
         F(GUEST_INTR_SSP_TABLE) = v->int_ssp_table;
     }
-    if (vmx_offers(&x->caps, CTL_ENTRY_LOAD_PKRS))
+    if (vmx_offers(vmx_caps_now(x), CTL_ENTRY_LOAD_PKRS))
         F(GUEST_IA32_PKRS) = v->pkrs;
     /* IA32_VMX_MISC[5]: EFER.LMA goes into the "IA-32e mode guest" control. */
     F(VM_ENTRY_CONTROLS) = (F(VM_ENTRY_CONTROLS) & ~BIT64(ENTRY_IA32E_GUEST)) | (cpu_lma(v) ? BIT64(ENTRY_IA32E_GUEST) : 0);
@@ -204,7 +205,7 @@ static void load_host_state(struct vcpu *v)
     v->monitor_armed = false;
     v->delivering.valid = false;
     v->fault_depth = 0;
-    x->pending_apic_write = x->pending_eoi = x->pending_tpr = x->mtf_event = false;
+    x->pending_apic_write = x->pending_eoi = x->pending_tpr = x->mtf_event = x->pending_flush_trap = false;
 
     vmx_apply_slat(v);
     /* Checking and Loading Host Page-Directory-Pointer-Table Entries */
@@ -262,14 +263,18 @@ void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
 
     if (e->reason < VMX_EXIT_REASONS)
         x->stats.exits[e->reason]++;
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, e->reason, x->current, e->reason == EXIT_REASON_VMLAUNCH || e->reason == EXIT_REASON_VMRESUME, false);
     log_at(vmexit, "cpu%u %s qualification=0x%llx intr=0x%x idt=0x%llx rip=0x%llx len=%u", v->index,
-           e->reason < VMX_EXIT_REASONS && vmx_exits[e->reason].name ? vmx_exits[e->reason].name : "?",
+           e->reason < VMX_EXIT_REASONS && vmx_exits[e->reason].name ? vmx_exits[e->reason].name : "TRAP_AFTER_FLUSH",
            (unsigned long long)qualification, intr_info, (unsigned long long)F(IDT_VECTORING_INFO_FIELD),
            (unsigned long long)v->rip, insn_len);
 
     save_guest_state(v, e, vectoring);
     /* The lists are the hypervisor's: the TSC and the like are stored as VMX root operation sees them. */
     v->guest_mode = false;
+    if (x->enlightened)
+        evmcs_store(v);
     if (!store_msrs(v))
         vmx_abort(v, 1);
     /* Only an NMI that exits leaves NMIs blocked; other exits change nothing (virtual blocking is gone). */
@@ -294,6 +299,10 @@ void vmx_entry_failed(struct vcpu *v, u32 reason, u64 qualification)
     F(EXIT_QUALIFICATION) = qualification;
     x->stats.exits[reason]++;
     x->stats.entry_failures++;
+    if (x->enlightened)
+        evmcs_store(v);
+    if (unlikely(v->exits != NULL))
+        exit_profile_exit(v, reason, x->current, false, true);
     log_at(vmexit, "cpu%u VM-entry failure: %s qualification=%llu", v->index, vmx_exits[reason].name, (unsigned long long)qualification);
     load_host_state(v);
     v->icount++;

@@ -141,6 +141,8 @@ void vmx_hook_boundary(struct vcpu *v)
     bool watch = false;
 
     x->iret_unblocked = false;
+    if (x->pending_flush_trap)
+        event_exit(v, EXIT_REASON_TRAP_AFTER_FLUSH, 0);
     if (x->pending_eoi)
         event_exit(v, EXIT_REASON_VIRTUALIZED_EOI, x->eoi_vector);
     if (x->pending_apic_write)
@@ -287,8 +289,10 @@ const struct virt_ops vmx_virt_ops = {
 static void timer_fired(void *opaque)
 {
     struct vcpu *v = opaque;
-    if (v->guest_mode)
+    if (v->guest_mode) {
         cpu_attention(v, ATT_VIRT);
+        vcpu_kick(v);
+    }
 }
 
 struct vmx *vmx_new(struct vcpu *v)
@@ -298,6 +302,8 @@ struct vmx *vmx_new(struct vcpu *v)
         return NULL;
     x->v = v;
     vmx_caps_init(&x->caps, v);
+    vmx_caps_evmcs(&x->evmcs_caps, &x->caps);
+    vmx_caps_apply(v, &x->caps);
     x->current = x->shadow_vmcs = VMX_NO_VMCS;
     timer_init(&x->timer, v->clock, timer_fired, v);
     v->vmx = x;
@@ -319,6 +325,7 @@ void vmx_reset(struct vcpu *v)
         return;
     timer_cancel(&v->vmx->timer);
     v->vmx->current = VMX_NO_VMCS;
+    v->vmx->enlightened = false;
 }
 
 const struct vmx_stats *vmx_stats(const struct vcpu *v) { return v->vmx ? &v->vmx->stats : NULL; }

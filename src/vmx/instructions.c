@@ -3,6 +3,7 @@
  * rows. In guest mode the rows' intercepts exit before a body runs, except where VMCS shadowing or
  * VM functions let it.
  */
+#include "cpu/hyperv.h"
 #include "cpu/mem.h"
 #include "vmx/vmx.h"
 
@@ -58,6 +59,7 @@ void insn_vmxon(struct vcpu *v, const struct insn *i)
     }
     x->vmxon_region = pa;
     x->current = VMX_NO_VMCS;
+    x->enlightened = false;
     v->in_vmx_operation = true;
     v->monitor_armed = false;
     vmx_succeed(v);
@@ -69,6 +71,7 @@ void insn_vmxoff(struct vcpu *v, const struct insn *i)
     require_cpl0(v);
     vmcs_flush(v);
     v->vmx->current = VMX_NO_VMCS;
+    v->vmx->enlightened = false;
     v->in_vmx_operation = false;
     v->monitor_armed = false;
     vmx_succeed(v);
@@ -91,7 +94,8 @@ void insn_vmclear(struct vcpu *v, const struct insn *i)
             x->launched = false;
             vmcs_flush(v);
             x->current = VMX_NO_VMCS;
-        } else {
+            x->enlightened = false;
+        } else if (!evmcs_page(v, pa)) {
             vmcs_clear_memory(v, pa);
         }
         vmx_succeed(v);
@@ -142,7 +146,7 @@ static bool accessed_vmcs(struct vcpu *v, pa_t *shadow)
 static int existing_slot(const struct vcpu *v, u64 encoding)
 {
     int slot = encoding >> 32 ? -1 : vmcs_slot((u32)encoding);
-    return slot >= 0 && vmcs_exists(&v->vmx->caps, (unsigned)slot) ? slot : -1;
+    return slot >= 0 && vmcs_exists(vmx_caps_now(v->vmx), (unsigned)slot) ? slot : -1;
 }
 
 void insn_vmread(struct vcpu *v, const struct insn *i)
@@ -221,6 +225,14 @@ void insn_vmresume(struct vcpu *v, const struct insn *i) { enter(v, false); }
 
 void insn_vmcall(struct vcpu *v, const struct insn *i)
 {
+    if (v->guest_mode) { /* the intercept let it pass: direct virtual flush */
+        evmcs_hypercall(v);
+        return;
+    }
+    if (hyperv_hypercall_allowed(v)) {
+        hyperv_hypercall(v);
+        return;
+    }
     require_mode(v);
     require_cpl0(v);
     /* There is no dual-monitor treatment of SMM for it to call. */
@@ -238,11 +250,14 @@ void insn_invept(struct vcpu *v, const struct insn *i)
 {
     u8 descriptor[16];
     require_mode(v);
+    if (!(v->vmx->caps.ept_vpid & VMX_EPT_INVEPT) || !vmx_offers(&v->vmx->caps, CTL_SEC_EPT))
+        cpu_ud(v);
     require_cpl0(v);
     u64 type = register_operand(v, i->reg);
     mem_read_bytes(v, i->seg, insn_ea(v, i), descriptor, sizeof(descriptor));
-    u64 eptp = load64(descriptor);
-    if ((type != 1 && type != 2) || load64(descriptor + 8)
+    u64 eptp = load64(descriptor), cap = v->vmx->caps.ept_vpid;
+    bool offered = (type == 1 && cap & VMX_EPT_INVEPT_SINGLE) || (type == 2 && cap & VMX_EPT_INVEPT_ALL);
+    if (!offered || load64(descriptor + 8)
         || (type == 1 && !vmx_eptp_ok(&v->vmx->caps, v->maxphyaddr, eptp))) {
         vmx_fail(v, ERR_INVALIDATE_OPERAND);
         return;
@@ -256,11 +271,13 @@ void insn_invvpid(struct vcpu *v, const struct insn *i)
     enum { ADDRESS, SINGLE, ALL, SINGLE_NONGLOBAL };
     u8 descriptor[16];
     require_mode(v);
+    if (!(v->vmx->caps.ept_vpid & VMX_EPT_INVVPID) || !vmx_offers(&v->vmx->caps, CTL_SEC_VPID))
+        cpu_ud(v);
     require_cpl0(v);
     u64 type = register_operand(v, i->reg);
     mem_read_bytes(v, i->seg, insn_ea(v, i), descriptor, sizeof(descriptor));
     u64 vpid = load64(descriptor), la = load64(descriptor + 8);
-    if (type > SINGLE_NONGLOBAL || vpid >> 16 || (type != ALL && vpid == 0) || (type == ADDRESS && !cpu_canonical(v, la))) {
+    if (type > SINGLE_NONGLOBAL || !(v->vmx->caps.ept_vpid >> (40 + type) & 1) || vpid >> 16 || (type != ALL && vpid == 0) || (type == ADDRESS && !cpu_canonical(v, la))) {
         vmx_fail(v, ERR_INVALIDATE_OPERAND);
         return;
     }

@@ -21,7 +21,7 @@ static const struct insn_rule {
     [INTERCEPT_GETSEC] = { ALWAYS, .reason = EXIT_REASON_GETSEC },
     [INTERCEPT_INVD] = { ALWAYS, .reason = EXIT_REASON_INVD },
     [INTERCEPT_XSETBV] = { ALWAYS, .reason = EXIT_REASON_XSETBV },
-    [INTERCEPT_VMCALL] = { ALWAYS, .reason = EXIT_REASON_VMCALL },
+    [INTERCEPT_VMCALL] = { SPECIAL, .reason = EXIT_REASON_VMCALL },
     [INTERCEPT_VMCLEAR] = { ALWAYS, .reason = EXIT_REASON_VMCLEAR, .vmx = true },
     [INTERCEPT_VMLAUNCH] = { ALWAYS, .reason = EXIT_REASON_VMLAUNCH, .vmx = true },
     [INTERCEPT_VMPTRLD] = { ALWAYS, .reason = EXIT_REASON_VMPTRLD, .vmx = true },
@@ -99,6 +99,7 @@ static bool special_exits(struct vcpu *v, enum intercept what, const struct insn
 {
     struct vmx *x = v->vmx;
     switch (what) {
+    case INTERCEPT_VMCALL: return !evmcs_takes_hypercall(v);
     case INTERCEPT_VMREAD: return shadowed_access_exits(v, i, false);
     case INTERCEPT_VMWRITE: return shadowed_access_exits(v, i, true);
     case INTERCEPT_PAUSE: return pause_exits(v);

@@ -83,13 +83,14 @@ void vmcs_load(struct vcpu *v, pa_t pa, bool shadow)
     x->launched = launched == 1;
     x->current = pa;
     x->current_is_shadow = shadow;
+    x->enlightened = false;
 }
 
 void vmcs_flush(struct vcpu *v)
 {
     struct vmx *x = v->vmx;
-    if (x->current == VMX_NO_VMCS)
-        return;
+    if (x->current == VMX_NO_VMCS || x->enlightened)
+        return; /* an enlightened VMCS is stored at each VM exit */
     u32 launched = x->launched;
     physmap_write(v->pm, x->current + REGION_LAUNCHED, &launched, sizeof(launched));
     physmap_write(v->pm, x->current + REGION_DATA, x->f, sizeof(x->f));

@@ -14,14 +14,14 @@ enum vmx_word { WORD_PIN, WORD_PRI, WORD_SEC, WORD_TER, WORD_EXIT, WORD_ENTRY, W
 
 /* Bit numbers: PIN_NMI_EXITING, SEC_EPT, ... */
 enum {
-#define VMX_CONTROL(word, name, bit, true0, offered) word##_##name = bit,
+#define VMX_CONTROL(word, name, bit, true0, offered, evmcs) word##_##name = bit,
 #include "vmx/controls.def"
 #undef VMX_CONTROL
 };
 
 /* Row numbers in the table of controls: CTL_PIN_NMI_EXITING, ... */
 enum vmx_control_index {
-#define VMX_CONTROL(word, name, bit, true0, offered) CTL_##word##_##name,
+#define VMX_CONTROL(word, name, bit, true0, offered, evmcs) CTL_##word##_##name,
 #include "vmx/controls.def"
 #undef VMX_CONTROL
     CTL_COUNT,
@@ -36,6 +36,7 @@ struct vmx_control {
     bool true0;
     u16 feature; /* enum cpu_feature it needs; FEAT_NONE: none */
     bool offered;
+    bool evmcs; /* an enlightened VMCS can express it */
 };
 extern const struct vmx_control vmx_controls[CTL_COUNT];
 
@@ -91,6 +92,13 @@ struct vmx_caps {
     u64 fields[(VMCS_SLOT_COUNT + 63) / 64]; /* bit per slot: the field exists */
 };
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v);
+/* What is left of @all with an enlightened VMCS. */
+void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all);
+void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps); /* tells the core what VMX operation fixes */
+void vmx_caps_fields(struct vmx_caps *caps); /* .fields from the controls */
+/* vmx_caps_force.c: --vmx-cap. Returns 0, or -1 and fills *err; what @caps holds then is not to be used. */
+int vmx_caps_force(struct vmx_caps *caps, const char *text, struct error *err);
+void vmx_caps_list(const struct vmx_caps *c, FILE *out);
 bool vmx_caps_msr(const struct vmx_caps *caps, u32 msr, u64 *value);
 /* RDMSR of IA32_VMX_BASIC..0x493; false: no such MSR (#GP). */
 bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value);
@@ -103,6 +111,7 @@ static inline bool vmcs_exists(const struct vmx_caps *c, unsigned slot) { return
 /* IA32_VMX_BASIC */
 #define VMX_REVISION 0x4e530001u /* "NS", layout 1: the layout vmcs.c writes */
 #define VMX_BASIC_32BIT BIT64(48)
+#define VMX_BASIC_TRUE_CONTROLS BIT64(55)
 #define VMX_BASIC_NO_ERROR_CODE_RULE BIT64(56)
 /* IA32_VMX_MISC */
 #define VMX_MISC_TIMER_SHIFT 5u
@@ -183,6 +192,8 @@ enum vmx_exit_reason {
     VMX_EXIT_REASONS = 70,
 };
 #define EXIT_ENTRY_FAILURE BIT(31)
+/* TLFS "Synthetic VM-Exit": the guest has flushed, and others hold TLB locks. */
+#define EXIT_REASON_TRAP_AFTER_FLUSH 0x10000031u
 enum vmx_qualification {
     QUAL_NONE, QUAL_EXCEPTION, QUAL_SIPI, QUAL_TASK_SWITCH, QUAL_LINEAR_ADDRESS, QUAL_DISPLACEMENT, QUAL_CR_ACCESS,
     QUAL_DR_ACCESS, QUAL_IO, QUAL_ENTRY_FAILURE, QUAL_MSR_INDEX, QUAL_MWAIT, QUAL_APIC_ACCESS, QUAL_VECTOR,
@@ -202,6 +213,7 @@ extern const struct vmx_exit_info vmx_exits[VMX_EXIT_REASONS];
 struct vmx_stats {
     u64 exits[VMX_EXIT_REASONS];
     u64 entries, entry_failures, vmfails;
+    u64 evmcs_entries, evmcs_clean_groups, direct_flushes;
 };
 
 /* ---- state ---- */
@@ -216,6 +228,12 @@ struct vmx {
     pa_t current; /* VMX_NO_VMCS: none */
     bool current_is_shadow;
     bool launched;
+    /* The current VMCS is an enlightened one (evmcs.c): loaded at VM entries, stored at VM exits. */
+    bool enlightened;
+    u32 enlightenments; /* its enlightenments control */
+    pa_t assist_page;   /* its partition assist page */
+    bool pending_flush_trap; /* a direct flush is done; the hypervisor wants to know */
+    struct vmx_caps evmcs_caps;
     u64 f[VMCS_SLOT_COUNT];
 
     /* ---- guest mode: controls in force ---- */
@@ -264,6 +282,22 @@ void vmcs_memory_write(struct vcpu *v, pa_t pa, unsigned slot, u64 value);
 u64 vmcs_get(u64 stored, u32 encoding);
 u64 vmcs_put(u64 stored, u32 encoding, u64 value);
 
+/* ---- evmcs.c: the enlightened VMCS ---- */
+/* The hypervisor has switched this processor to enlightened VM entries. */
+bool evmcs_in_use(const struct vcpu *v, u64 *pointer);
+/* Makes the page at @pa the current VMCS, or reads again what its clean fields do not vouch for. False: no such VMCS. */
+bool evmcs_load(struct vcpu *v, pa_t pa);
+/* Writes what a VM exit leaves. */
+void evmcs_store(struct vcpu *v);
+void evmcs_store_error(struct vcpu *v); /* the VM-instruction error alone */
+/* Is @pa an enlightened VMCS? VMCLEAR leaves those alone. */
+bool evmcs_page(struct vcpu *v, pa_t pa);
+/* Direct virtual flush: does the guest's VMCALL stay below its hypervisor? And the call itself. */
+bool evmcs_takes_hypercall(const struct vcpu *v);
+void evmcs_hypercall(struct vcpu *v);
+/* The capabilities that hold for the current VMCS. */
+static inline const struct vmx_caps *vmx_caps_now(const struct vmx *x) { return x->enlightened ? &x->evmcs_caps : &x->caps; }
+
 /* ---- entry.c ---- */
 void vmx_enter(struct vcpu *v, bool launch);
 /* Fills @s from the current VMCS and the processor. */
@@ -272,6 +306,8 @@ void vmx_fail_invalid(struct vcpu *v);
 void vmx_fail_valid(struct vcpu *v, u32 error);
 void vmx_fail(struct vcpu *v, u32 error); /* Valid when there is a current VMCS, else Invalid */
 void vmx_succeed(struct vcpu *v);
+/* EPT as the current VMCS has it, under secondary controls @sec; none when they do not have it on. */
+struct slat vmx_slat(const struct vcpu *v, u32 sec);
 void vmx_apply_slat(struct vcpu *v); /* tells the MMU about EPTP and VPID in force */
 
 /* ---- exit.c ---- */

@@ -14,9 +14,9 @@ enum offered_column {
 };
 
 const struct vmx_control vmx_controls[CTL_COUNT] = {
-#define VMX_CONTROL(w, cname, b, t0, column)                                                                 \
+#define VMX_CONTROL(w, cname, b, t0, column, enlightened)                                                    \
     { .name = #w "_" #cname, .word = WORD_##w, .bit = b, .true0 = t0, .feature = FEAT_##column,                 \
-      .offered = COLUMN_##column != COLUMN_NO },
+      .offered = COLUMN_##column != COLUMN_NO, .evmcs = COLUMN_##enlightened != COLUMN_NO },
 #include "vmx/controls.def"
 #undef VMX_CONTROL
 };
@@ -29,6 +29,18 @@ static const u64 default1_class[WORD_COUNT] = {
     [WORD_EXIT] = BITS64(8, 0) | BITS64(11, 10) | BITS64(14, 13) | BITS64(17, 16),
     [WORD_ENTRY] = BITS64(8, 0) | BIT(12),
 };
+
+/* IA32_VMX_VMCS_ENUM: the highest index of any field's encoding. */
+static u64 vmx_highest_index(const struct vmx_caps *caps)
+{
+    unsigned highest = 0;
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++) {
+        unsigned number = vmcs_fields[s].encoding >> 1 & 0x1ff;
+        if (vmcs_exists(caps, s) && number > highest)
+            highest = number;
+    }
+    return highest;
+}
 
 void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
 {
@@ -56,18 +68,37 @@ void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
     caps->ept_vpid = VMX_EPT_EXEC_ONLY | VMX_EPT_WALK_4 | VMX_EPT_UC | VMX_EPT_WB | VMX_EPT_2M | VMX_EPT_1G | VMX_EPT_INVEPT
         | VMX_EPT_AD | VMX_EPT_INVEPT_SINGLE | VMX_EPT_INVEPT_ALL | VMX_EPT_INVVPID | VMX_EPT_INVVPID_ADDRESS
         | VMX_EPT_INVVPID_SINGLE | VMX_EPT_INVVPID_ALL | VMX_EPT_INVVPID_SINGLE_NONGLOBAL;
+    vmx_caps_fields(caps);
+    caps->vmcs_enum = vmx_highest_index(caps) << 1;
+}
 
-    unsigned highest = 0;
-    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++) {
-        const struct vmcs_field *f = &vmcs_fields[s];
-        if (!vmx_offers(caps, f->control))
-            continue;
-        caps->fields[s / 64] |= BIT64(s % 64);
-        unsigned number = f->encoding >> 1 & 0x1ff;
-        if (number > highest)
-            highest = number;
-    }
-    caps->vmcs_enum = (u64)highest << 1;
+/* The fields that the controls on offer bring. */
+void vmx_caps_fields(struct vmx_caps *caps)
+{
+    memset(caps->fields, 0, sizeof(caps->fields));
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+        if (vmx_offers(caps, vmcs_fields[s].control))
+            caps->fields[s / 64] |= BIT64(s % 64);
+}
+
+void vmx_caps_evmcs(struct vmx_caps *caps, const struct vmx_caps *all)
+{
+    *caps = *all;
+    for (unsigned n = 0; n < CTL_COUNT; n++)
+        if (!vmx_controls[n].evmcs)
+            caps->allowed1[vmx_controls[n].word] &= ~BIT64(vmx_controls[n].bit);
+    vmx_caps_fields(caps);
+    for (unsigned s = 0; s < VMCS_SLOT_COUNT; s++)
+        if (vmcs_fields[s].evmcs_offset < 0)
+            caps->fields[s / 64] &= ~BIT64(s % 64);
+}
+
+void vmx_caps_apply(struct vcpu *v, const struct vmx_caps *caps)
+{
+    v->vmx_cr0_fixed0 = caps->cr0_fixed0;
+    v->vmx_cr0_fixed1 = caps->cr0_fixed1;
+    v->vmx_cr4_fixed0 = caps->cr4_fixed0;
+    v->vmx_cr4_fixed1 = caps->cr4_fixed1;
 }
 
 static u64 control_msr(const struct vmx_caps *c, enum vmx_word w, bool true_msr)
@@ -92,17 +123,12 @@ bool vmx_caps_msr(const struct vmx_caps *c, u32 msr, u64 *value)
     case 0x48a: *value = c->vmcs_enum; return true;
     case 0x48b: *value = control_msr(c, WORD_SEC, true); return vmx_offers(c, CTL_PRI_SECONDARY_CONTROLS);
     case 0x48c: *value = c->ept_vpid; return vmx_offers(c, CTL_SEC_EPT) || vmx_offers(c, CTL_SEC_VPID);
-    case 0x48d: *value = control_msr(c, WORD_PIN, true); return true;
-    case 0x48e: *value = control_msr(c, WORD_PRI, true); return true;
-    case 0x48f: *value = control_msr(c, WORD_EXIT, true); return true;
-    case 0x490: *value = control_msr(c, WORD_ENTRY, true); return true;
+    case 0x48d: *value = control_msr(c, WORD_PIN, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x48e: *value = control_msr(c, WORD_PRI, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x48f: *value = control_msr(c, WORD_EXIT, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
+    case 0x490: *value = control_msr(c, WORD_ENTRY, true); return c->basic & VMX_BASIC_TRUE_CONTROLS;
     case 0x491: *value = c->allowed1[WORD_VMFUNC]; return vmx_offers(c, CTL_SEC_VM_FUNCTIONS);
     case 0x492: *value = c->allowed1[WORD_TER]; return vmx_offers(c, CTL_PRI_TERTIARY_CONTROLS);
     default: return false;
     }
-}
-
-bool vmx_capability_msr(const struct vcpu *v, u32 msr, u64 *value)
-{
-    return v->vmx && vmx_caps_msr(&v->vmx->caps, msr, value);
 }

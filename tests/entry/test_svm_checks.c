@@ -1,6 +1,6 @@
 /*
- * One witness per row of the VMRUN checks: a valid snapshot, one change, and exactly that row is the first to
- * fail. A row without a witness fails the test. Also: the VMCB's tables.
+ * One witness per row of the VMRUN checks: a valid snapshot, one change, and exactly that row
+ * fails. A row without a witness fails the test. Also: the VMCB's tables.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -138,6 +138,11 @@ static void test_witnesses(void **state)
         const struct virt_check *c = svm_check_first_failure(&s);
         if (!c || strcmp(c->id, witnesses[i].id))
             fail_msg("witness of %s: first failure is %s", witnesses[i].id, c ? c->id : "none");
+        unsigned n;
+        const struct virt_check *rows = svm_check_table(&n);
+        for (unsigned k = 0; k < n; k++)
+            if (&rows[k] != c && virt_check_run(&rows[k], &s) == CHECK_FAIL)
+                fail_msg("witness of %s: %s fails too", witnesses[i].id, rows[k].id);
     }
 }
 
@@ -154,6 +159,83 @@ static void test_every_row_has_a_witness(void **state)
         assert_true(rows[i].nfields > 0 && rows[i].rule && rows[i].title && rows[i].section);
         for (unsigned k = 0; k < rows[i].nfields; k++)
             assert_true(vmcb_find(rows[i].fields[k]) >= 0);
+    }
+}
+
+static const char *failure_of(unsigned type, unsigned vector)
+{
+    valid_snapshot();
+    inject(type, vector);
+    const struct virt_check *c = svm_check_first_failure(&s);
+    return c ? c->id : "none";
+}
+
+/* Every type with every vector. */
+static void test_injection(void **state)
+{
+    for (unsigned type = 0; type < 8; type++) {
+        for (unsigned vector = 0; vector < 256; vector++) {
+            const u32 exceptions = 0x402f7dfbu; /* 0, 1, 3 to 8, 10 to 14, 16 to 19, 21, 30 */
+            const char *expected = type == 1 || type > 4                                   ? "SVM_INJ_TYPE"
+                                   : type != EVENT_EXCEPTION                               ? "none"
+                                   : vector > 31 || !(exceptions >> vector & 1)            ? "SVM_INJ_VEC"
+                                   : vector == VEC_OF || vector == VEC_BR                  ? "SVM_INJ_MODE"
+                                                                                           : "none";
+            if (strcmp(failure_of(type, vector), expected))
+                fail_msg("type %u vector %u: %s, not %s", type, vector, failure_of(type, vector), expected);
+        }
+    }
+    /* #OF and #BR exist in compatibility mode. */
+    valid_snapshot();
+    F(CS_ATTRIB) = 0xc9b;
+    inject(EVENT_EXCEPTION, VEC_OF);
+    assert_null(svm_check_first_failure(&s));
+    /* Nothing is looked at without V. */
+    F(EVENTINJ) = ~EVENT_VALID;
+    assert_null(svm_check_first_failure(&s));
+}
+
+/* A map ends below the highest physical address; bits 11:0 of its own do not count. */
+static void test_maps(void **state)
+{
+    static const struct { u64 msr, io; bool msr_ok, io_ok; } rows[] = {
+        {0, 0, true, true},
+        {BIT64(40) - 2 * PAGE_SIZE, BIT64(40) - 3 * PAGE_SIZE, false, true},
+        {BIT64(40) - 3 * PAGE_SIZE, BIT64(40) - 2 * PAGE_SIZE, true, false},
+        {BIT64(40) - 1, BIT64(40) - 1, false, false},
+        {BIT64(40), BIT64(40), false, false},
+        {~0ull, ~0ull, false, false},
+        {0xfff, 0xfff, true, true},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
+        for (unsigned on = 0; on < 4; on++) {
+            valid_snapshot();
+            F(INTERCEPT_MISC1) = (on & 1 ? BIT(28) : 0) | (on & 2 ? BIT(27) : 0);
+            F(MSRPM_BASE_PA) = rows[i].msr;
+            F(IOPM_BASE_PA) = rows[i].io;
+            const struct virt_check *c = svm_check_first_failure(&s);
+            const char *expected = on & 1 && !rows[i].msr_ok ? "SVM_MSRPM" : on & 2 && !rows[i].io_ok ? "SVM_IOPM" : "none";
+            if (strcmp(c ? c->id : "none", expected))
+                fail_msg("row %u, intercepts %u: %s, not %s", i, on, c ? c->id : "none", expected);
+        }
+    }
+}
+
+/* Each of the upper 32 bits of DR6, DR7 and CR0. */
+static void test_upper_halves(void **state)
+{
+    for (unsigned bit = 0; bit < 64; bit++) {
+        static const struct { const char *id; unsigned field; } rows[] = {
+            {"SVM_DR6_HI", VMCB_DR6}, {"SVM_DR7_HI", VMCB_DR7}, {"SVM_CR0_HI", VMCB_CR0}};
+        for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
+            if (bit < 32 && rows[i].field == VMCB_CR0)
+                continue;
+            valid_snapshot();
+            f[rows[i].field] ^= BIT64(bit);
+            const struct virt_check *c = svm_check_first_failure(&s);
+            if (bit < 32 ? c != NULL : !c || strcmp(c->id, rows[i].id))
+                fail_msg("%s, bit %u: %s", rows[i].id, bit, c ? c->id : "none");
+        }
     }
 }
 
@@ -203,7 +285,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_valid), cmocka_unit_test(test_witnesses), cmocka_unit_test(test_every_row_has_a_witness),
-        cmocka_unit_test(test_absent_features), cmocka_unit_test(test_fields), cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_injection),
+        cmocka_unit_test(test_maps), cmocka_unit_test(test_upper_halves), cmocka_unit_test(test_absent_features), cmocka_unit_test(test_fields), cmocka_unit_test(test_segments),
         cmocka_unit_test(test_exit_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -143,6 +143,39 @@ def kvm_vmcb_lines(f):
     return out
 
 
+def kvm_vmcb_of(state, layout):
+    """The lines of dump_vmcb for all fields of a VMCB. layout 5: 5.4 to 5.10, without the 6.x head and vmpl."""
+    g = state.get
+
+    def c(key, text):
+        return f"{key + ':':20}{text}"
+    out = [] if layout == 5 else ["SVM: VMCB 00000000deadbeef, last attempted VMRUN on CPU 1"]
+    out += ["VMCB Control Area:", c("cr_read", f"{g('INTERCEPT_CR_READ'):04x}"), c("cr_write", f"{g('INTERCEPT_CR_WRITE'):04x}"),
+            c("dr_read", f"{g('INTERCEPT_DR_READ'):04x}"), c("dr_write", f"{g('INTERCEPT_DR_WRITE'):04x}"),
+            c("exceptions", f"{g('INTERCEPT_EXCEPTIONS'):08x}")]
+    if layout == 5:
+        out.append(c("intercepts", f"{g('INTERCEPT_MISC2') << 32 | g('INTERCEPT_MISC1'):016x}"))
+    else:
+        out.append(c("intercepts", f"{g('INTERCEPT_MISC1'):08x} {g('INTERCEPT_MISC2'):08x}"))
+    out += [c("iopm_base_pa", f"{g('IOPM_BASE_PA'):016x}"), c("msrpm_base_pa", f"{g('MSRPM_BASE_PA'):016x}"), c("tsc_offset", f"{g('TSC_OFFSET'):016x}"),
+            c("asid", g("GUEST_ASID")), c("tlb_ctl", g("TLB_CONTROL")), c("int_ctl", f"{g('INT_CTL'):08x}"), c("int_vector", f"{g('INT_VECTOR'):08x}"),
+            c("int_state", f"{g('INTERRUPT_SHADOW'):08x}"), c("exit_code", f"{g('EXITCODE') & 0xffffffff:08x}"), c("exit_info1", f"{g('EXITINFO1'):016x}"),
+            c("exit_info2", f"{g('EXITINFO2'):016x}"), c("exit_int_info", f"{g('EXITINTINFO') & 0xffffffff:08x}"),
+            c("nested_ctl", g("NESTED_CTL")), c("nested_cr3", f"{g('N_CR3'):016x}"), c("event_inj", f"{g('EVENTINJ') & 0xffffffff:08x}"),
+            c("event_inj_err", f"{g('EVENTINJ') >> 32:08x}"), c("virt_ext" if layout == 6 else "lbr_ctl", g("VIRT_EXT")), c("next_rip", f"{g('NRIP'):016x}"),
+            "VMCB State Save Area:"]
+    for s in ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR"):
+        out.append(f"{s.lower() + ':':5} s: {g(s + '_SELECTOR'):04x} a: {g(s + '_ATTRIB'):04x} l: {g(s + '_LIMIT'):08x} b: {g(s + '_BASE'):016x}")
+    cpl = f"cpl:            {g('CPL')}                efer:         {g('EFER'):016x}" if layout == 5 else \
+        f"vmpl: 0   cpl:  {g('CPL')}               efer:          {g('EFER'):016x}"
+    out.append(cpl)
+    for a, b in (("cr0", "cr2"), ("cr3", "cr4"), ("dr6", "dr7"), ("rip", "rflags"), ("rsp", "rax"), ("star", "lstar"), ("cstar", "sfmask"),
+                 ("kernel_gs_base", "sysenter_cs"), ("sysenter_esp", "sysenter_eip")):
+        out.append(f"{a + ':':15} {g(a.upper()):016x} {b + ':':13} {g(b.upper()):016x}")
+    out.append(f"{'gpat:':15} {g('G_PAT'):016x} dbgctl:       {0:016x}")
+    return out
+
+
 def dmesg(lines):
     return "".join(f"[{1234.5 + i / 1000:12.6f}] {line}\n" for i, line in enumerate(lines))
 

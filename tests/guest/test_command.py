@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The nestor command: exit statuses, the one line of an error, help and lists, and the demo.
 
-    test_command.py NESTOR [TEST-NAME...]
+    test_command.py NESTOR DEMO-ELF [TEST-NAME...]
 """
 import os
 import re
@@ -11,7 +11,8 @@ import sys
 import tempfile
 import unittest
 
-NESTOR = None
+NESTOR = DEMO = None
+ENGINES = ("interp", "jit")
 
 
 def run(*args, timeout=60):
@@ -56,6 +57,9 @@ class Command(unittest.TestCase):
         self.usage_error("/nonexistent/x: cannot be written", "run", "--serial", "file:/nonexistent/x", __file__)
         image = self.image(b"\xf4")
         self.usage_error("frob", "run", image, "--cpu", "frob")
+        self.usage_error("expected --clock host", "run", image, "--threads", "--clock", "icount")
+        self.usage_error("expected --engine jit or interp", "run", image, "--threads", "--engine", "lockstep")
+        self.usage_error("expected no --threads", "run", image, "--threads", "--gdb", "12345")
         self.usage_error("frob", "run", image, "--cpu", "intel,+frob")
         self.usage_error("--engine frob", "run", image, "--engine", "frob")
         self.usage_error("both IMAGE", "run", image, "--kernel", image)
@@ -99,8 +103,20 @@ class Command(unittest.TestCase):
     def test_deterministic(self):
         # RDTSC; its low byte to the exit port: equal under --clock icount, however often it runs
         image = self.image(b"\xb9\x00\x00\x01\x00\xe2\xfe\x0f\x31\x25\x7f\x00\x00\x00\xe7\xf4\xf4")
-        statuses = {run("run", image, "--debug-exit", "--clock", "icount").returncode for _ in range(5)}
+        statuses = {run("run", image, "--debug-exit", "--clock", "icount", "--engine", e).returncode for e in ENGINES * 2}
         self.assertEqual(len(statuses), 1)
+
+    def test_engines_count_alike(self):
+        # Three levels, timers, VM exits: what was printed, and how many instructions that took
+        for cpu in ("intel", "amd"):
+            seen = {}
+            for engine in (*ENGINES, "lockstep"):
+                r = run("run", DEMO, "--cpu", cpu, "--debug-exit", "--clock", "icount", "--stats", "--engine", engine)
+                count = re.search(r"; (\d+) instructions", r.stderr)
+                self.assertTrue(count, r.stderr)
+                seen[engine] = (r.returncode, r.stdout, count[1])
+            self.assertEqual(seen["interp"], seen["jit"])
+            self.assertEqual(seen["interp"], seen["lockstep"])
 
     def test_help_and_lists(self):
         for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["list", "--help"], ["vmcs-check", "--help"], ["explain", "--help"], ["--version"]):
@@ -123,27 +139,29 @@ class Command(unittest.TestCase):
 
 class Demo(unittest.TestCase):
     def test_demo(self):
-        r = run("demo", "--timeout", "100", timeout=120)
-        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
-        for level in (1, 2, 3):
-            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
-        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
-        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
-        self.assertIn("VM exits", r.stderr)
-        self.assertNotRegex(r.stderr, r"DR_ACCESS")  # nobody uses debug registers
+        for engine in ((), *(("--engine", e) for e in ENGINES)):
+            r = run("demo", "--timeout", "100", *engine, timeout=120)
+            self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+            for level in (1, 2, 3):
+                self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+            self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMCALL 1")
+            self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMCALL 1")
+            self.assertIn("VM exits", r.stderr)
+            self.assertNotRegex(r.stderr, r"DR_ACCESS")  # nobody uses debug registers
 
     def test_demo_amd(self):
-        r = run("demo", "--cpu", "amd", "--timeout", "100", timeout=120)
-        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
-        for level in (1, 2, 3):
-            self.assertIn(f"L{level}: hello from level {level}", r.stdout)
-        self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMMCALL 1")
-        self.assertRegex(r.stdout, r"L1 handled exits of its guest: .*VMRUN \d+")
-        self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMMCALL 1")
-        self.assertIn("VMRUNs", r.stderr)
-        self.assertNotRegex(r.stderr, r"(READ|WRITE)_DR")
+        for engine in ENGINES:
+            r = run("demo", "--cpu", "amd", "--timeout", "100", "--engine", engine, timeout=120)
+            self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+            for level in (1, 2, 3):
+                self.assertIn(f"L{level}: hello from level {level}", r.stdout)
+            self.assertRegex(r.stdout, r"L2 handled exits of its guest: .*VMMCALL 1")
+            self.assertRegex(r.stdout, r"L1 handled exits of its guest: .*VMRUN \d+")
+            self.assertRegex(r.stdout, r"L1 passed on exits of its guest's guest: .*VMMCALL 1")
+            self.assertIn("VMRUNs", r.stderr)
+            self.assertNotRegex(r.stderr, r"(READ|WRITE)_DR")
 
 
 if __name__ == "__main__":
-    NESTOR = sys.argv.pop(1)
+    NESTOR, DEMO = sys.argv.pop(1), sys.argv.pop(1)
     unittest.main()

@@ -96,7 +96,7 @@ class Gdb(unittest.TestCase):
     def test_break_at_every_level(self):
         o = self.demo("break demo_main", "continue", "p $rdi", "continue", "p $rdi", "monitor info", "continue", "p $rdi", "monitor info", "detach")
         self.assertEqual([self.value(o[n]) for n in (2, 4, 7)], [1, 2, 3])
-        self.assertIn("L2 or deeper", o[5])
+        self.assertIn("L2 (guest mode)", o[5])
         self.demo_ends_well()
 
     def test_level(self):
@@ -170,7 +170,7 @@ class Gdb(unittest.TestCase):
         self.assertIn("what the entry loads", o[5])
         self.assertIn("Loading Guest Control Registers", o[5])
         self.assertIn("guest_entry in section", o[8])
-        self.assertIn("L2 or deeper", o[9])
+        self.assertIn("L2 (guest mode)", o[9])
         self.assertIn("its latest VM entry succeeded", o[10])
         self.demo_ends_well()
 
@@ -231,7 +231,122 @@ class Gdb(unittest.TestCase):
         self.assertIn("FAIL: SVM_ASID0", o[7])
         self.assertIn("satisfied by: set GUEST_ASID bit 0", o[7])
         self.assertRegex(o[8], "SVM_ASID0 +fail")
-        self.assertIn("L2 or deeper", o[13])
+        self.assertIn("L2 (guest mode)", o[13])
+        self.demo_ends_well()
+
+    # ---- the Python extension ----
+
+    def extension(self, *commands):
+        tool = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/nestor-gdb.py")
+        return self.gdb("source " + tool, *commands, symbols=DEMO)[1:]
+
+    def demo_extension(self, cpu):
+        self.start("demo", "--cpu", cpu, "--symbols", DEMO)
+        o = self.extension("vmentry break", "continue", "vmentry step", "vmcs mark", "vmcs diff", "vmentry into", "vmexit out", "walk &tss" if cpu == "intel"
+                           else "walk demo_gdt", "walk $pc guest", "exits", "vmexit list", "vmentry next-failure", "vmentry break off", "level L3", "space physical",
+                           "x/4bx 0x100000", "space current", "vmcs GUEST_RIP" if cpu == "intel" else "vmcs RIP", "tbreak demo_main", "continue", "p $level",
+                           "complete vmentry ne", "complete exits --cause CPU", "complete walk $pc gu", "detach")
+        self.assertIn("before it acts", o[1])
+        self.assertIn("pass", o[2])
+        self.assertIn("0 fields changed", o[4])
+        self.assertIn("first instruction", o[5])
+        self.assertIn("guest_entry", o[5])
+        self.assertIn("VM exit on processor 0: CPUID", o[6])
+        self.assertIn("leads to physical", o[7])
+        self.assertIn("leads to physical", o[8])
+        self.assertRegex(o[9], r"L2 +CPUID")
+        self.assertIn("CPUID", o[10])
+        self.assertIn("0x02\t0xb0\t0xad\t0x1b", o[15])
+        self.assertEqual(self.value(o[20]), 3)
+        self.assertIn("vmentry next-failure", o[21])
+        self.assertIn("exits --cause CPUID", o[22])
+        self.assertIn("walk $pc guest", o[23])
+        self.demo_ends_well()
+
+    def test_extension(self):
+        self.demo_extension("intel")
+
+    def test_extension_amd(self):
+        self.demo_extension("amd")
+
+    def test_following_the_width(self):
+        """From 32-bit code into 64-bit code in the demo: gdb's architecture follows; and 16-bit code."""
+        self.start("demo")
+        tool = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/nestor-gdb.py")
+        args = ["-ex", "set pagination off", "-ex", "source " + tool, "-ex", "target remote " + self.socket]
+        for c in ("show architecture", "p $eip", "x/3i $pc", "stepi", "p/x $esp", "tbreak *" + self.symbol("demo_main"), "continue",
+                  "show architecture", "p $rip", "x/i $pc", "p $r15", "detach"):
+            args += ["-ex", "echo @@\\n", "-ex", c]
+        r = subprocess.run(["gdb", "-nx", "-batch", *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+        o = r.stdout.split("@@\n")[1:]
+        self.assertIn('"i386"', o[0], r.stdout)
+        self.assertIn("cli", o[2])
+        self.assertIn("mov    $0x", o[2])
+        self.assertIn('"i386:x86-64"', o[7], r.stdout)
+        self.assertIn("push", o[9])
+        self.demo_ends_well()
+
+    def test_sixteen_bits(self):
+        # To a 16-bit code segment whose base is 0x100000, then nops: the program counter is linear.
+        gdt = struct.pack("<QQQ", 0, 0x00009A100000FFFF, 0)
+        code = b"\x0f\x01\x15" + struct.pack("<I", BASE + 0x60) + b"\xea" + struct.pack("<IH", 0x40, 8)
+        image = code.ljust(0x20, b"\x90") + b"\xb8\x34\x12\x90\xf4".ljust(0x20, b"\0") + struct.pack("<HI", 23, BASE + 0x68) + b"\0\0" + gdt
+        self.image(image)
+        tool = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/nestor-gdb.py")
+        args = ["-ex", "set pagination off", "-ex", "source " + tool, "-ex", "target remote " + self.socket]
+        for c in ("stepi", "stepi", "show architecture", "p/x $pc", "x/2i $pc", "tbreak *0x100043", "continue", "p/x $eax & 0xffff", "p/x $cs_base", "kill"):
+            args += ["-ex", "echo @@\\n", "-ex", c]
+        r = subprocess.run(["gdb", "-nx", "-batch", *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+        o = r.stdout.split("@@\n")[1:]
+        self.assertIn('"i8086"', o[2], r.stdout)
+        self.assertEqual(self.number(o[3]), 0x100040)
+        self.assertIn("mov    $0x1234,%ax", o[4])
+        self.assertEqual(self.number(o[7]), 0x1234, r.stdout)
+        self.assertEqual(self.number(o[8]), 0x100000)
+
+    def number(self, text):
+        return int(re.search(r"= (0x[0-9a-f]+|\d+)", text).group(1), 0)
+
+    def symbol(self, name):
+        return "0x" + next(line.split()[0] for line in subprocess.check_output(["nm", DEMO], text=True).splitlines() if line.split()[-1] == name)
+
+    def test_vmcb_registers(self):
+        self.start("demo", "--cpu", "amd")
+        o = self.gdb("p $vmcb_rip", "monitor vmentry break", "continue", "p/x $vmcb_rip", "p/x $vmcb_guest_asid", "p $vmcb_rip == &guest_entry",
+                     "set $vmcb_guest_asid = 0", "monitor vmentry why", "set $vmcb_guest_asid = 1", "set $vmcb_tlb_control = 1000", "p $vmcb_rip = $vmcb_rip",
+                     "monitor vmentry break off", "detach", symbols=DEMO)
+        self.assertIn("unavailable", o[0])
+        self.assertEqual(self.value(o[4]), 1)
+        self.assertEqual(self.value(o[5]), 1)
+        self.assertIn("FAIL: SVM_ASID0", o[7])
+        self.demo_ends_well()
+
+    def test_memory_map_and_threads(self):
+        o = self.demo("info mem", "info threads", "tbreak demo_main if $level == 2", "continue", "info threads", "maint print target-stack", "detach")
+        self.assertIn("0x8000000000000000", o[0])
+        self.assertRegex(o[4], r'"L2".*L2 \(guest mode\)')
+        self.demo_ends_well()
+
+    def test_own_breakpoints_in_gdb(self):
+        o = self.demo("monitor break phys 0x100670", "monitor break demo_main", "monitor watch phys 0x1000", "monitor delete 99", "monitor continue",
+                      "monitor until exit", "continue", "info symbol $pc", "detach")
+        self.assertIn("gdb runs and stops the machine", o[4])
+        self.assertRegex(o[6], "breakpoint|VM exit")
+        self.demo_ends_well()
+
+    def test_other_registers(self):
+        o = self.demo("tbreak demo_main", "continue", "p/x $cs_ar", "p/x $ss_limit", "set $sysenter_esp = 0xffff800000000000", "p/x $sysenter_esp", "set $star = 5",
+                      "p $star", "set $pat = 2", "set $cr2 = 0x1234", "p/x $cr2", "p $pkru", "set $tsc_aux = 7", "p $tsc_aux", "set $dr0 = 0x5000", "p/x $dr0", "p $k_gs_base",
+                      "set $dr0 = 0", "p $ymm0.v8_int32[7]", "set $ymm0.v8_int32[7] = 9", "p $ymm0.v8_int32[7]", "detach")
+        self.assertEqual(self.value(o[2]), 0xA09B)
+        self.assertEqual(self.value(o[5]), 0xFFFF800000000000)
+        self.assertEqual(self.value(o[7]), 5)
+        self.assertIn("Could not write register", self.log)
+        self.assertEqual(self.value(o[10]), 0x1234)
+        self.assertEqual(self.value(o[13]), 7)
+        self.assertEqual(self.value(o[15]), 0x5000)
+        if "ymm" not in o[18] or "=" in o[18]:
+            self.assertEqual(self.value(o[20]), 9)
         self.demo_ends_well()
 
     # ---- small images ----

@@ -479,6 +479,36 @@ static void jump_cache(void **state)
     assert_non_null(JUMP_HINT(v, 0x80003010));
     mmu_invlpg(v, 0x801ff000);
     assert_null(JUMP_HINT(v, 0x80003010));
+    /* Hints into global pages outlive what global pages outlive, and nothing more. */
+    mmu_flush_global(v);
+    tables_map(&r.a, 0x1000, OLD, RW | G);
+    tables_map(&r.a, 0x2000, OLD, RW);
+#define HINT_BOTH()                                                                                                    \
+    do {                                                                                                               \
+        look(v, 0x1000, ACCESS_EXEC);                                                                                  \
+        look(v, 0x2000, ACCESS_EXEC);                                                                                  \
+        mmu_jump_hint(v, 0x1234, &block);                                                                              \
+        mmu_jump_hint(v, 0x2234, &block);                                                                              \
+    } while (0)
+    HINT_BOTH();
+    mmu_flush_cr3(v, 0);
+    assert_non_null(JUMP_HINT(v, 0x1234));
+    assert_null(JUMP_HINT(v, 0x2234));
+    HINT_BOTH();
+    mmu_flush_global(v);
+    assert_null(JUMP_HINT(v, 0x1234));
+    assert_null(JUMP_HINT(v, 0x2234));
+    HINT_BOTH();
+    mmu_flush_cr3(v, 0);
+    mmu_invlpg(v, 0x1000);
+    assert_null(JUMP_HINT(v, 0x1234));
+    /* Global when it was entered, not any more when the flush came. */
+    HINT_BOTH();
+    tables_map(&r.a, 0x1000, OLD, RW);
+    look(v, 0x1000, ACCESS_WRITE); /* not dirty yet: filled anew */
+    mmu_flush_cr3(v, 0);
+    mmu_invlpg(v, 0x1000);
+    assert_null(JUMP_HINT(v, 0x1234));
     v->cpl = 3;
     assert_ptr_not_equal(mmu_jump_cache(v), j);
     test_vcpu_free(v);

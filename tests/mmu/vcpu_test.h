@@ -30,7 +30,7 @@ static noinline pa_t tables_entry(struct tables *t, gva_t la, unsigned level)
         table = get64(t->pm, e) & BITS64(51, 12);
     }
 }
-static noinline void tables_map(struct tables *t, gva_t la, pa_t pa, u64 flags)
+static noinline __attribute__((unused)) void tables_map(struct tables *t, gva_t la, pa_t pa, u64 flags)
 {
     put64(t->pm, tables_entry(t, la, 1), pa | flags);
 }
@@ -51,6 +51,7 @@ static inline struct vcpu *test_vcpu(struct physmap *pm, u64 cr3)
     v->apic_page = v->virt_apic_page = ~0ull;
     v->features[FEAT_PDPE1GB] = 1;
     v->mmu = mmu_new(pm);
+    mmu_set_mode(v, MMU_CHECK);
     mmu_update(v);
     return v;
 }

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "cpu/bodies_sys.h"
+#include "cpu/hyperv.h"
 #include "cpu/cet.h"
 #include "cpu/mem.h"
 #include "cpu/models.h"
@@ -54,9 +55,16 @@ void cpu_raise_error(struct vcpu *v, unsigned vector, u32 error) { raised((int)v
 void cpu_raise_db(struct vcpu *v, u64 bits) { fake.db_bits = bits, raised(VEC_DB, 0); }
 void cpu_raise_walk(struct vcpu *v, gva_t la, u32 access, const struct walk *w) { raised(VEC_PF, 0); }
 
+/* ---- hyperv.c: nobody offers it here ---- */
+void hyperv_cpuid(struct vcpu *v, u32 leaf, u32 out[4]) {}
+bool hyperv_rdmsr(struct vcpu *v, u32 msr, u64 *value) { return false; }
+bool hyperv_wrmsr(struct vcpu *v, u32 msr, u64 value) { return false; }
+void hyperv_tsc_moved(struct vcpu *v) {}
 /* ---- cet.c ---- */
 void cet_changed(struct vcpu *v) {}
 bool cet_control_valid(const struct vcpu *v, u64 value) { return !(value & BITS64(9, 6)); }
+/* ---- interp.c ---- */
+void cpu_end_slice(struct vcpu *v, u64 count) { v->budget_end = v->icount + count; }
 
 /* ---- mode.c ---- */
 void cpu_mode_changed(struct vcpu *v) { fake.mode_changes++; }
@@ -87,6 +95,8 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
     *t = (struct translation){.pa = la};
     return la < FAKE_MEMORY;
 }
+
+u8 *physmap_ram(const struct physmap *pm, pa_t pa) { return pa < FAKE_MEMORY ? fake.memory + pa : NULL; }
 
 /* ---- mem.c ---- */
 static void fake_check(gva_t la, unsigned size)

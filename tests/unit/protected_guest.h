@@ -78,10 +78,10 @@ static int fake_msr_write(void *intc, u32 msr, u64 value) { return 0; }
 static void fake_init(void *intc) {}
 static u64 fake_page(void *intc) { return ~0ull; }
 static u8 fake_tpr(void *intc) { return 0; }
-static u32 fake_id(void *intc) { return 0; }
+static u32 guest_apic_id(void *intc) { return 0; }
 static const struct intc_ops fake_intc = {
     .peek = fake_peek, .ack = fake_ack, .get_tpr = fake_tpr, .rdmsr = fake_msr_read, .wrmsr = fake_msr_write, .init = fake_init,
-    .page = fake_page, .id = fake_id,
+    .page = fake_page, .id = guest_apic_id,
 };
 
 static inline void interrupt(struct guest *g, int vector)

@@ -33,7 +33,7 @@ static void expect_refusal(const void *data, size_t size, const char *append, u6
     struct boot b;
     struct error err = {""};
     write_file(&f, data, size);
-    int r = boot_open(&b, f.path, NULL, append, ram, &err);
+    int r = boot_open(&b, f.path, NULL, append, NULL, 0, ram, &err);
     unlink(f.path);
     assert_int_equal(r, -1);
     if (!strstr(err.text, words))
@@ -75,7 +75,7 @@ static void linux_is_loaded(void **state)
     write_file(&kernel, k, make_bzimage(k, 8192));
     write_file(&initrd, disk, sizeof(disk));
     assert_int_equal(physmap_add_ram(pm, 0, RAM, "ram", &err), 0);
-    assert_int_equal(boot_open(&b, kernel.path, initrd.path, "console=ttyS0", RAM, &err), 0);
+    assert_int_equal(boot_open(&b, kernel.path, initrd.path, "console=ttyS0", NULL, 0, RAM, &err), 0);
     assert_int_equal(b.kind, BOOT_LINUX);
     assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
     assert_int_equal(entry.eip, 0x100000);
@@ -130,9 +130,9 @@ static void foreign_files_are_refused(void **state)
     struct boot b;
     struct error err;
     expect_refusal("#!/bin/sh\n", 10, NULL, RAM, "not a bootable image");
-    assert_int_equal(boot_open(&b, "/nonexistent/vmlinuz", NULL, NULL, RAM, &err), -1);
+    assert_int_equal(boot_open(&b, "/nonexistent/vmlinuz", NULL, NULL, NULL, 0, RAM, &err), -1);
     assert_non_null(strstr(err.text, "/nonexistent/vmlinuz: cannot be opened"));
-    assert_int_equal(boot_open(&b, "/tmp", NULL, NULL, RAM, &err), -1);
+    assert_int_equal(boot_open(&b, "/tmp", NULL, NULL, NULL, 0, RAM, &err), -1);
     assert_non_null(strstr(err.text, "not a regular file"));
 }
 
@@ -168,7 +168,7 @@ static void multiboot_information_avoids_the_image(void **state)
         struct physmap *pm = physmap_new();
         assert_int_equal(physmap_add_ram(pm, 0, RAM, "ram", &err), 0);
         write_file(&f, k, make_multiboot_at(k, images[n].at, images[n].size, EM_386));
-        assert_int_equal(boot_open(&b, f.path, f.path, "x", RAM, &err), 0);
+        assert_int_equal(boot_open(&b, f.path, f.path, "x", NULL, 0, RAM, &err), 0);
         assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
         assert_true(entry.ebx >= images[n].at + images[n].size || entry.ebx + 0x7000 <= images[n].at);
         physmap_read(pm, entry.ebx, info, sizeof(info));
@@ -194,7 +194,7 @@ static void multiboot_is_loaded(void **state)
     write_file(&f, k, make_multiboot(k, 8192, EM_386));
     assert_int_equal(physmap_add_ram(pm, 0, RAM, "ram", &err), 0);
     physmap_store(pm, 0x400000 + 8191, 0xff, 1); /* must be cleared: the segment is larger in memory */
-    assert_int_equal(boot_open(&b, f.path, f.path, "one two", RAM, &err), 0);
+    assert_int_equal(boot_open(&b, f.path, f.path, "one two", NULL, 0, RAM, &err), 0);
     assert_int_equal(b.kind, BOOT_MULTIBOOT);
     assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
     assert_int_equal(entry.eax, 0x2badb002);
@@ -209,6 +209,58 @@ static void multiboot_is_loaded(void **state)
     assert_int_equal(load32(info + 20), 1);
     assert_int_equal(physmap_load(pm, load32(info + 24), 4), 0x402000); /* the module, behind the BSS */
     boot_close(&b);
+    physmap_free(pm);
+    unlink(f.path);
+}
+
+/* --initrd is the first module; each has the file's name and its arguments as text, and starts on a page. */
+static void multiboot_modules(void **state)
+{
+    (void)state;
+    static u8 k[320];
+    struct file f;
+    struct boot b;
+    struct boot_entry entry;
+    struct error err = {""};
+    char one[300], two[300];
+    struct physmap *pm = physmap_new();
+    write_file(&f, k, make_multiboot(k, 8192, EM_386));
+    assert_int_equal(physmap_add_ram(pm, 0, RAM, "ram", &err), 0);
+    snprintf(one, sizeof(one), "%s console=hvc0 quiet", f.path);
+    snprintf(two, sizeof(two), "%s", f.path);
+    const char *modules[BOOT_MODULES_MAX + 1];
+    modules[0] = one;
+    for (unsigned n = 1; n < ARRAY_SIZE(modules); n++)
+        modules[n] = two;
+    for (unsigned initrd = 0; initrd < 2; initrd++) {
+        u8 info[128];
+        assert_int_equal(boot_open(&b, f.path, initrd ? f.path : NULL, "", modules, BOOT_MODULES_MAX, RAM, &err), 0);
+        assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
+        physmap_read(pm, entry.ebx, info, sizeof(info));
+        unsigned count = load32(info + 20);
+        assert_int_equal(count, BOOT_MODULES_MAX + initrd);
+        u32 at = 0x402000;
+        for (unsigned n = 0; n < count; n++, at += 4096) {
+            u8 m[16], bytes[320];
+            char text[300] = "";
+            physmap_read(pm, load32(info + 24) + 16 * n, m, sizeof(m));
+            assert_int_equal(load32(m), at);
+            assert_int_equal(load32(m + 4), at + 320);
+            physmap_read(pm, at, bytes, sizeof(bytes));
+            assert_memory_equal(bytes, k, sizeof(bytes));
+            physmap_read(pm, load32(m + 8), text, sizeof(text) - 1);
+            assert_int_equal(!strcmp(strchr(text, ' ') ? strchr(text, ' ') : "", " console=hvc0 quiet"), n == initrd);
+            assert_memory_equal(text, strrchr(f.path, '/') + 1, 4);
+        }
+        boot_close(&b);
+    }
+    assert_int_equal(boot_open(&b, f.path, NULL, "", modules, BOOT_MODULES_MAX + 1, RAM, &err), -1);
+    assert_non_null(strstr(err.text, "at most 16 modules"));
+    modules[0] = "/nonexistent/module x";
+    assert_int_equal(boot_open(&b, f.path, NULL, "", modules, 1, RAM, &err), -1);
+    assert_non_null(strstr(err.text, "module /nonexistent/module: cannot be opened"));
+    modules[0] = two;
+    assert_int_equal(boot_open(&b, f.path, NULL, "", modules, 1, 0x402000, &err), -1);
     physmap_free(pm);
     unlink(f.path);
 }
@@ -229,7 +281,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linux_is_loaded),     cmocka_unit_test(linux_is_refused),     cmocka_unit_test(foreign_files_are_refused),
-        cmocka_unit_test(multiboot_is_loaded), cmocka_unit_test(multiboot_is_refused),
+        cmocka_unit_test(multiboot_is_loaded), cmocka_unit_test(multiboot_is_refused), cmocka_unit_test(multiboot_modules),
         cmocka_unit_test(multiboot_information_avoids_the_image),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

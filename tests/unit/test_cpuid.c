@@ -18,7 +18,7 @@ static void vendors(void **state)
     cpu_cpuid(v, 0x80000000, 0, r);
     assert_memory_equal(&r[EBX], "Auth", 4);
     cpu_cpuid(v, 1, 0, r);
-    assert_int_equal(r[EAX], 0xa00f11);
+    assert_int_equal(r[EAX], 0xa10f11);
     vcpu_free(v);
 }
 

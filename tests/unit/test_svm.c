@@ -2,6 +2,7 @@
 #define GUEST_CPU "amd"
 #include "protected_guest.h"
 
+#include "cpu/msr.h"
 #include "svm/svm.h"
 
 #define VMCB 0x100000u
@@ -164,6 +165,46 @@ static void refused(void **state)
     assert_string_equal(g->v->svm->last_failure->id, "SVM_ASID0");
 }
 
+/* What a refused VMRUN leaves behind, by rows of each kind: the host as it was, GIF clear, only the exit code written. */
+static void refused_by_rows(void **state)
+{
+    static const struct { const char *id; enum vmcb_index field; u64 value; } rows[] = {
+        {"SVM_EFER_SVME", VMCB_EFER, EFER_LME | EFER_LMA},
+        {"SVM_CR0_HI", VMCB_CR0, CR0_PE | CR0_PG | BIT64(32)},
+        {"SVM_CR3_MBZ", VMCB_CR3, BIT64(48)},
+        {"SVM_CR4_MBZ", VMCB_CR4, CR4_PAE | CR4_VMXE},
+        {"SVM_DR6_HI", VMCB_DR6, BIT64(32)},
+        {"SVM_DR7_HI", VMCB_DR7, BIT64(63)},
+        {"SVM_EFER_MBZ", VMCB_EFER, EFER_SVME | EFER_LME | BIT64(1)},
+        {"SVM_LME_PG_NOPAE", VMCB_CR4, 0},
+        {"SVM_VMRUN_INTERCEPT", VMCB_INTERCEPT_MISC2, 2},
+        {"SVM_INJ_TYPE", VMCB_EVENTINJ, EVENT_VALID | 5 << 8},
+        {"SVM_INJ_VEC", VMCB_EVENTINJ, EVENT_VALID | EVENT_EXCEPTION << 8 | 15},
+        {"SVM_NCR3", VMCB_N_CR3, BIT64(48)},
+    };
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    make_guest(g, true);
+    vmcb_put(g, VMCB_NESTED_CTL, NESTED_CTL_NP);
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        u64 old = vmcb_get(g, rows[n].field);
+        vmcb_put(g, rows[n].field, rows[n].value);
+        vmcb_put(g, VMCB_EXITINFO1, 0x77);
+        vmcb_put(g, VMCB_NRIP, 0x77);
+        v->gif = true;
+        v->dr7 = DR7_FIXED | 3;
+        cpu_put_rflags(v, FL_FIXED | FL_CF);
+        u64 code = vmrun(g);
+        const struct virt_check *failed = v->svm->last_failure;
+        if (code != SVM_EXIT_INVALID || !failed || strcmp(failed->id, rows[n].id))
+            fail_msg("%s: exit %llx, failed %s", rows[n].id, (unsigned long long)code, failed ? failed->id : "none");
+        assert_int_equal(vmcb_get(g, VMCB_EXITINFO1), 0);
+        assert_int_equal(vmcb_get(g, VMCB_NRIP), 0x77);
+        assert_true(v->cr0 & CR0_PG && v->cr3 == PML4 && v->gpr[RAX] == VMCB && v->dr7 == DR7_FIXED && v->aflags & FL_CF);
+        vmcb_put(g, rows[n].field, old);
+    }
+}
+
 static void exceptions(void **state)
 {
     struct guest *g = *state;
@@ -310,7 +351,7 @@ static void more_state(void **state)
     make_guest(g, true);
     struct vcpu *v = g->v;
     CODE_AT(g, CODE, 0x0f, 0x01, 0xda, 0x0f, 0x01, 0xdb, 0xf4); /* vmload; vmsave; hlt */
-    vmcb_put(g, VMCB_FS_BASE, 0x0000900000000000ull); /* not canonical */
+    vmcb_put(g, VMCB_FS_BASE, 0x0190000000000000ull); /* not canonical in the 57 bits of the processor */
     vmcb_put(g, VMCB_GS_SELECTOR, 0x23);
     vmcb_put(g, VMCB_GS_ATTRIB, 0xcf3);
     vmcb_put(g, VMCB_TR_ATTRIB, 0x8b);
@@ -318,7 +359,7 @@ static void more_state(void **state)
     vmcb_put(g, VMCB_KERNEL_GS_BASE, 0xffff888000000000ull);
     v->rip = CODE;
     assert_int_equal(run(g, 100), RUN_HALTED);
-    assert_true(v->seg[SEG_FS].base == 0xffff900000000000ull && vmcb_get(g, VMCB_FS_BASE) == 0xffff900000000000ull);
+    assert_true(v->seg[SEG_FS].base == 0xff90000000000000ull && vmcb_get(g, VMCB_FS_BASE) == 0xff90000000000000ull);
     assert_int_equal(v->seg[SEG_GS].sel, 0x23);
     assert_int_equal(v->seg[SEG_GS].ar, AR_G | AR_DB | 0xf3);
     assert_true(v->star == 0x1234567890abcdefull && v->kernel_gs_base == 0xffff888000000000ull);
@@ -338,6 +379,92 @@ static void single_step(void **state)
     assert_int_equal(vmcb_get(g, VMCB_EXITCODE), SVM_EXIT_VMMCALL);
 }
 
+/* SPEC_CTRL: host and guest have one each, and the guest's WRMSR reaches its own. */
+static void spec_ctrl(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    make_guest(g, true);
+    assert_true(cpu_has(v, FEAT_V_SPEC_CTRL));
+    /* mov ecx, 48h; rdmsr; xor eax, 3; wrmsr; vmmcall */
+    CODE_AT(g, GUEST_CODE, 0xb9, 0x48, 0, 0, 0, 0x0f, 0x32, 0x83, 0xf0, 0x03, 0x0f, 0x30, 0x0f, 0x01, 0xd9);
+    v->spec_ctrl = 2;
+    vmcb_put(g, VMCB_SPEC_CTRL, ~1ull << 4 | 1); /* bits that do not exist are not taken over */
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(v->spec_ctrl, 2);
+    assert_int_equal(vmcb_get(g, VMCB_SPEC_CTRL), 2);
+    /* A processor without the feature: they share it. */
+    v->features[FEAT_V_SPEC_CTRL] = 0;
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(v->spec_ctrl, 1);
+    assert_int_equal(vmcb_get(g, VMCB_SPEC_CTRL), 2);
+}
+
+/* Breakpoints of the guest stop it and not its host; #DB's intercept sees DR6 and DR7 as the handler would. */
+static void debug_registers(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    make_guest(g, true);
+    intercept(g, SVM_EXIT_EXCP0 + VEC_DB);
+    CODE_AT(g, GUEST_CODE, 0x88, 0x04, 0x25, 0x00, 0x90, 0x00, 0x00, 0x90, 0x0f, 0x01, 0xd9); /* mov [9000h], al; nop; vmmcall */
+    v->dr[1] = 0x9000;
+    const u64 watch = DR7_FIXED | 1u << 2 | 1u << 20; /* L1, a byte written */
+    vmcb_put(g, VMCB_DR7, watch | DR7_GD);
+    vmcb_put(g, VMCB_DR6, DR6_FIXED | DR6_BS);
+    assert_int_equal(vmrun(g), SVM_EXIT_EXCP0 + VEC_DB);
+    assert_int_equal(vmcb_get(g, VMCB_RIP), GUEST_CODE + 7);
+    assert_int_equal(vmcb_get(g, VMCB_DR6), DR6_FIXED | DR6_BS | 2);
+    assert_int_equal(vmcb_get(g, VMCB_DR7), watch); /* GD is cleared as on the way to a handler */
+    assert_int_equal(v->dr7, DR7_FIXED);
+    assert_int_equal(v->dr6, DR6_FIXED | DR6_BS | 2); /* not switched back: the guest's */
+    /* Without breakpoints of its own it runs through, though DR1 still holds the address. */
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_DR7, DR7_FIXED);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    /* The host's breakpoint does not hold in the guest, and is gone after it. */
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    v->dr7 = watch;
+    mmu_watch_changed(v);
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(v->dr7, DR7_FIXED);
+}
+
+/* Under LBR virtualization each side has its last-branch registers and DEBUGCTL, without it they share them. */
+static void last_branches(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    u64 *last = v->misc_msr + SLOT_LAST_BRANCH;
+    make_guest(g, true);
+    CODE_AT(g, GUEST_CODE, 0xeb, 0x02, 0x90, 0x90, 0x0f, 0x01, 0xd9); /* jmp +2; vmmcall */
+    for (unsigned virtualized = 0; virtualized < 2; virtualized++) {
+        vmcb_put(g, VMCB_RIP, GUEST_CODE);
+        vmcb_put(g, VMCB_VIRT_EXT, virtualized);
+        vmcb_put(g, VMCB_DBGCTL, DEBUGCTL_LBR | DEBUGCTL_BTF | 0xff00);
+        vmcb_put(g, VMCB_LASTEXCPFROM, 0x333);
+        vmcb_put(g, VMCB_BR_FROM, 0);
+        v->debugctl = 0;
+        for (unsigned n = 0; n < 4; n++)
+            last[n] = 0x1000 + n;
+        assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+        assert_int_equal(v->debugctl, 0);
+        for (unsigned n = 0; n < 4; n++)
+            assert_int_equal(last[n], 0x1000 + n);
+        assert_int_equal(vmcb_get(g, VMCB_BR_FROM), virtualized ? GUEST_CODE : 0);
+        assert_int_equal(vmcb_get(g, VMCB_BR_TO), virtualized ? GUEST_CODE + 4 : 0);
+        assert_int_equal(vmcb_get(g, VMCB_DBGCTL), virtualized ? DEBUGCTL_LBR | DEBUGCTL_BTF : DEBUGCTL_LBR | DEBUGCTL_BTF | 0xff00);
+        assert_int_equal(vmcb_get(g, VMCB_LASTEXCPFROM), 0x333);
+    }
+    vmcb_put(g, VMCB_RIP, GUEST_CODE);
+    vmcb_put(g, VMCB_VIRT_EXT, 0);
+    v->debugctl = DEBUGCTL_LBR;
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    assert_int_equal(v->debugctl, DEBUGCTL_LBR);
+    assert_true(last[0] == GUEST_CODE && last[1] == GUEST_CODE + 4);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, free_svm)
 static int free_svm(void **state)
 {
@@ -348,8 +475,8 @@ static int free_svm(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(registers), T(instruction_exits), T(refused), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
-        T(nested_paging), T(clean_bits), T(more_state), T(single_step),
+        T(registers), T(instruction_exits), T(refused), T(refused_by_rows), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
+        T(nested_paging), T(clean_bits), T(more_state), T(single_step), T(last_branches), T(spec_ctrl), T(debug_registers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

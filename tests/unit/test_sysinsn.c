@@ -307,9 +307,27 @@ static void waiting(void **state)
     v->rflags |= FL_IF;
     insn_mwait(v, &i);
     assert_int_equal(v->activity, ACTIVITY_MWAIT);
+    assert_false(cpu_mwait_over(v)); /* one processor: only an interrupt ends it */
+    fake.memory[0x123f] ^= 1;
+    assert_true(cpu_mwait_over(v));
     v->activity = ACTIVITY_ACTIVE;
     insn_mwait(v, &i); /* no longer armed */
     assert_int_equal(v->activity, ACTIVITY_ACTIVE);
+
+    insn_monitor(v, &i);
+    fake.memory[0x1200] ^= 1; /* a store between the two ends the wait at once */
+    insn_mwait(v, &i);
+    assert_true(cpu_mwait_over(v));
+    v->activity = ACTIVITY_ACTIVE;
+
+    v->nr_cpus = 2;
+    v->rflags &= ~FL_IF;
+    insn_monitor(v, &i);
+    insn_mwait(v, &i); /* somebody else may store, even what is there already: the wait is bounded */
+    assert_int_equal(v->activity, ACTIVITY_MWAIT);
+    assert_in_range(v->mwait_until, 1, UINT64_MAX - 1);
+    v->mwait_until = 0;
+    assert_true(cpu_mwait_over(v));
     vcpu_free(v);
 }
 

@@ -1,0 +1,413 @@
+/* Native code of integer instructions: copies with other registers, and the rows with a shape of their own. */
+#include "cpu/isa/encode.h"
+#include "jit/tr.h"
+
+/*
+ * Byte operands AH..BH, and operands that live in memory, are placed in RAX (ModRM.reg) or RCX
+ * (ModRM.rm), where every byte can be named without REX.
+ */
+void emit_copy(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    const struct insn_row *row = insn_row(i);
+    const struct operand *reg = NULL, *rm = NULL;
+    struct encode_regs e = {.index = REG_NONE, .reg = 0, .rm = 0};
+    unsigned mem_size = 0, mem_access = 0, r_reg = 0, r_rm = 0;
+    bool cl = false, high = false;
+    bool locked = (i->flags & INSN_LOCK) || (!row->vex && row->map == 0 && (row->opcode & 0xfe) == 0x86); /* XCHG */
+    for (unsigned n = 0; n < row->nopnd; n++) {
+        const struct operand *o = &row->opnd[n];
+        switch (o->kind) {
+        case OPND_GPR_REG:
+            reg = o;
+            r_reg = o->size == 1 ? i->reg8 / 8u : i->reg;
+            e.high_reg = o->size == 1 && (i->reg8 & 7);
+            break;
+        case OPND_GPR_RM: case OPND_MEM: case OPND_GPR_OP: case OPND_VEC_RM: case OPND_MMX_RM:
+            if (o->kind != OPND_GPR_OP && (i->flags & INSN_MEM)) {
+                mem_size = operand_bytes(i, n);
+                mem_access = o->access;
+                break;
+            }
+            if (o->kind == OPND_VEC_RM || o->kind == OPND_MMX_RM)
+                break;
+            rm = o;
+            r_rm = o->size == 1 ? i->rm8 / 8u : i->rm;
+            e.high_rm = o->size == 1 && (i->rm8 & 7);
+            break;
+        case OPND_GPR_VVVV:
+            e.vvvv = host_of[i->vvvv];
+            break;
+        case OPND_GPR_FIXED:
+            cl = true;
+            break;
+        }
+    }
+    high = e.high_reg || e.high_rm;
+    if (row->checks & CHK_UNITS)
+        vector_begin(t, i, &e);
+    struct mem m;
+    if (mem_access) {
+        struct ea ea;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, mem_size, mem_access & 2, &m);
+        if (cl) { /* RCX is for the count */
+            put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, 0, m.disp);
+            m = (struct mem){H_RAX, H_NONE, 0};
+        } else if (high || locked || row->checks & CHK_ALIGN16) {
+            mem_to_rcx(t, &m);
+        }
+        if (row->checks & CHK_ALIGN16) {
+            flags_spare(t);
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
+            slow_if(t, CC_NE);
+        }
+        if (locked && mem_size > 1) { /* no split locks on the host */
+            flags_spare(t);
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
+            slow_if(t, CC_NE);
+        }
+        if (cl && t->need && t->flags == FL_MEMORY) { /* RAX holds the address */
+            put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+            flags_load(t);
+            t->flags = FL_BOTH;
+            put_rm(c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
+        } else {
+            flags_want(t);
+        }
+        e.base = m.base;
+        e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.disp = m.disp;
+    } else {
+        flags_want(t);
+    }
+    bool reg_scratch = reg && (high || !in_host(r_reg)), rm_scratch = rm && (high || !in_host(r_rm));
+    /* Two bytes of one register must not become two copies of it. */
+    bool one = high && reg && rm && r_reg == r_rm;
+    unsigned rm_in = cl || one ? H_RAX : H_RCX;
+    if (reg) {
+        e.reg = reg_scratch ? H_RAX : host_of[r_reg];
+        if (reg_scratch)
+            reg_load(t, H_RAX, r_reg);
+    }
+    if (one) {
+        e.rm = H_RAX;
+    } else if (rm) {
+        e.rm = (u8)(rm_scratch ? rm_in : host_of[r_rm]);
+        if (rm_scratch)
+            reg_load(t, rm_in, r_rm);
+    }
+    if (cl)
+        reg_load(t, H_RCX, RCX);
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, &e, code);
+    if (!len)
+        panic("jit: %s %s (%s) cannot be re-encoded", row->mnemonic, row->operands, row->encoding);
+    put_bytes(c, code, len);
+    if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
+        reg_store(t, r_reg, H_RAX);
+    if (rm_scratch && !one && (rm->access & 2))
+        reg_store(t, r_rm, rm_in);
+    if (row->checks & CHK_UNITS)
+        vector_end(t, i);
+}
+
+/*
+ * The operands of emit_multiply() and emit_cmpxchg(): RAX of the host is the guest's for the time of
+ * the instruction. A locked access that the host would split takes the slow path.
+ */
+void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
+{
+    struct code_buf *c = t->c;
+    struct encode_regs e = {.index = REG_NONE, .reg = host_of[(size == 1 ? i->reg8 / 8u : i->reg) & 15]};
+    struct mem m;
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, size, write, &m);
+        if (write && size > 1 && (i->flags & INSN_LOCK)) {
+            mem_to_rcx(t, &m);
+            flags_spare(t);
+            put1(c, 0xf6), put1(c, 0xc1), put1(c, size - 1);
+            slow_if(t, CC_NE);
+        }
+        e.base = m.base;
+        e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.disp = m.disp;
+    } else {
+        e.rm = host_of[size == 1 ? i->rm8 / 8u : i->rm];
+    }
+    flags_want(t);
+    /* CMPXCHG with the accumulator itself as destination */
+    if (write && !(i->flags & INSN_MEM) && e.rm == host_of[RAX])
+        e.rm = H_RAX;
+    reg_load(t, H_RAX, RAX);
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, &e, code);
+    if (!len)
+        panic("jit: %s cannot be re-encoded", insn_row(i)->encoding);
+    put_bytes(c, code, len);
+    reg_store(t, RAX, H_RAX);
+}
+
+/* XCHG with the accumulator. */
+void emit_xchg(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    unsigned other = host_of[i->rm];
+    if (!in_host(i->rm)) {
+        reg_load(t, H_RAX, i->rm);
+        other = H_RAX;
+    }
+    if (i->opsize == 2)
+        put1(c, 0x66);
+    put_rr(c, i->opsize == 8, 0x87, other, host_of[RAX]);
+    if (!in_host(i->rm))
+        reg_store(t, i->rm, H_RAX);
+}
+
+/* op accumulator, immediate: the short forms name the host's, so the long ones are used. */
+void emit_accumulator(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    unsigned op = i->opcode, size = op & 1 ? i->opsize : 1;
+    bool test = op >= 0xa8;
+    flags_want(t);
+    if (size == 2)
+        put1(c, 0x66);
+    put_rr(c, size == 8, test ? (op & 1 ? 0xf7 : 0xf6) : (op & 1 ? 0x81 : 0x80), test ? 0 : op >> 3 & 7, host_of[RAX]);
+    if (size == 1)
+        put1(c, (u8)i->imm);
+    else if (size == 2)
+        put1(c, (u8)i->imm), put1(c, (u8)(i->imm >> 8));
+    else
+        put4(c, (u32)i->imm);
+}
+
+void emit_moffs(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    unsigned size = i->opcode & 1 ? i->opsize : 1;
+    bool store = i->opcode & 2;
+    u64 address = i->adsize == 8 ? (u64)i->disp : (u32)i->disp;
+    flags_keep(t);
+    put_mov_imm(c, H_RCX, address);
+    if (t->wide && (i->seg == SEG_FS || i->seg == SEG_GS))
+        put_rm(c, true, 0x03, H_RCX, H_RBP, V_AT(seg_base) + i->seg * 8);
+    /* As mem_check(), with the address kept in the frame. */
+    put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(temp));
+    put_rr(c, false, 0x8b, H_RAX, H_RCX);
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5);
+    put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
+    put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
+    if (size > 1)
+        put_rm(c, true, 0x8d, H_RCX, H_RCX, (s32)size - 1);
+    put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, store ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
+    flags_disturb(t);
+    slow_if(t, CC_NE);
+    put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(temp));
+    put_rm(c, true, 0x03, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
+    if (size == 2)
+        put1(c, 0x66);
+    put_rm(c, size == 8, (store ? 0x88 : 0x8a) + (size > 1), host_of[RAX], H_RCX, 0);
+}
+
+/* INC and DEC of 40..4F, which are REX prefixes on the host. */
+void emit_count(struct tr *t, const struct insn *i)
+{
+    flags_want(t);
+    if (i->opsize == 2)
+        put1(t->c, 0x66);
+    put_rr(t->c, false, 0xff, i->opcode >> 3 & 1, host_of[i->rm]);
+}
+
+/* LEA changes no flags, so neither may its parts. */
+void emit_lea(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    struct ea e;
+    ea_of(t, i, &e);
+    e.seg = SEG_DS;
+    bool both = e.base < 16 && e.index < 16 && !in_host(e.base) && !in_host(e.index);
+    if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && e.base != REG_NONE) {
+        /* One instruction; the smaller of the two sizes zero-extends as both would. */
+        bool w = i->opsize == 8 && e.adsize == 8;
+        if (e.index == REG_NONE)
+            put_rm(c, w, 0x8d, host_of[i->reg], host_of[e.base], (s32)e.disp);
+        else
+            put_rmx(c, w, 0x8d, host_of[i->reg], host_of[e.base], host_of[e.index], e.scale, (s32)e.disp);
+        return;
+    }
+    if (both) {
+        reg_load(t, H_RCX, e.base);
+        reg_load(t, H_RAX, e.index);
+        put_rmx(c, e.adsize == 8, 0x8d, H_RCX, H_RCX, H_RAX, e.scale, (s32)e.disp);
+    } else {
+        ea_lea(t, H_RCX, &e, 0);
+    }
+    if (i->opsize == 2) {
+        reg_load(t, H_RAX, i->reg);
+        put1(c, 0x66);
+        put_rr(c, false, 0x8b, H_RAX, H_RCX);
+        reg_store(t, i->reg, H_RAX);
+        return;
+    }
+    if (i->opsize == 4)
+        put_rr(c, false, 0x8b, H_RCX, H_RCX);
+    reg_store(t, i->reg, H_RCX);
+}
+
+/* CBW..CDQE, CWD..CQO: through RAX, where the host's own forms work. */
+void emit_extend(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    reg_load(t, H_RAX, RAX);
+    if (i->opcode == 0x98) {
+        if (i->opsize == 2)
+            put1(c, 0x66);
+        put_rex(c, i->opsize == 8, 0, 0, 0);
+        put1(c, 0x98);
+        reg_store(t, RAX, H_RAX);
+        return;
+    }
+    if (i->opsize == 2)
+        put1(c, 0x66);
+    put_rex(c, i->opsize == 8, 0, 0, 0);
+    put1(c, 0x99); /* guest RDX is the host's */
+}
+
+/* ---- the stack ---- */
+
+void emit_push_reg(struct tr *t, const struct insn *i)
+{
+    struct ea e = stack_ea(t, RSP, -(s64)word(t));
+    struct mem m;
+    mem_check(t, &e, word(t), true, &m);
+    unsigned src = host_of[i->rm];
+    if (!in_host(i->rm)) {
+        reg_load(t, H_RAX, i->rm);
+        src = H_RAX;
+    }
+    put_op_mem(t, t->wide, 0x89, src, &m);
+    stack_move(t, -(s32)word(t));
+}
+
+void emit_push_imm(struct tr *t, const struct insn *i)
+{
+    struct ea e = stack_ea(t, RSP, -(s64)word(t));
+    struct mem m;
+    mem_check(t, &e, word(t), true, &m);
+    put_op_mem(t, t->wide, 0xc7, 0, &m);
+    put4(t->c, (u32)i->imm);
+    stack_move(t, -(s32)word(t));
+}
+
+void emit_push_rm(struct tr *t, const struct insn *i)
+{
+    struct mem m;
+    if (!(i->flags & INSN_MEM)) {
+        emit_push_reg(t, i);
+        return;
+    }
+    struct ea from, to = stack_ea(t, RSP, -(s64)word(t));
+    ea_of(t, i, &from);
+    mem_check(t, &from, word(t), false, &m);
+    put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
+    put_rm(t->c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    mem_check(t, &to, word(t), true, &m);
+    put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
+    put_op_mem(t, t->wide, 0x89, H_RAX, &m);
+    stack_move(t, -(s32)word(t));
+}
+
+void emit_pop_reg(struct tr *t, const struct insn *i)
+{
+    struct ea e = stack_ea(t, RSP, 0);
+    struct mem m;
+    mem_check(t, &e, word(t), false, &m);
+    if (in_host(i->rm)) {
+        put_op_mem(t, t->wide, 0x8b, host_of[i->rm], &m);
+    } else {
+        put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
+        reg_store(t, i->rm, H_RAX);
+    }
+    if (i->rm != RSP)
+        stack_move(t, (s32)word(t));
+}
+
+void emit_leave(struct tr *t)
+{
+    struct ea e = stack_ea(t, RBP, 0);
+    struct mem m;
+    mem_check(t, &e, word(t), false, &m);
+    put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
+    put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RBP], (s32)word(t));
+    put_rr(t->c, t->wide, 0x8b, host_of[RBP], H_RAX);
+}
+
+/*
+ * DIV and IDIV of 32 and 64 bits, where the quotient is sure to fit: otherwise the body decides. For IDIV
+ * that is the usual case only, a dividend that was sign-extended, by neither 0 nor -1.
+ */
+void emit_divide(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    bool w = i->opsize == 8, idiv = (i->modrm >> 3 & 7) == 7;
+    struct mem m;
+    flags_keep(t);
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, i->opsize, false, &m);
+        put_op_mem(t, w, 0x8b, H_RCX, &m);
+    } else {
+        reg_load(t, H_RCX, i->rm);
+    }
+    flags_disturb(t);
+    if (idiv) {
+        put_rr(c, w, 0x8b, H_RAX, host_of[RAX]);
+        put_rr(c, w, 0xc1, 7, H_RAX), put1(c, w ? 63 : 31); /* sar */
+        put_rr(c, w, 0x3b, H_RAX, H_RDX);
+        slow_if(t, CC_NE);
+        put_rm(c, w, 0x8d, H_RAX, H_RCX, 1);
+        put_alu_imm(c, w, 7, H_RAX, 1);
+        slow_if(t, CC_BE);
+    } else {
+        put_rr(c, w, 0x3b, H_RDX, H_RCX);
+        slow_if(t, CC_AE);
+    }
+    flags_load(t);
+    put_rr(c, w, 0x8b, H_RAX, host_of[RAX]);
+    put_rr(c, w, 0xf7, idiv ? 7 : 6, H_RCX);
+    put_rr(c, w, 0x8b, host_of[RAX], H_RAX);
+}
+
+/* MULX: the implicit RDX is the host's; results that have no host register go by way of RAX and RCX. */
+void emit_mulx(struct tr *t, const struct insn *i)
+{
+    struct encode_regs e = {.index = REG_NONE, .reg = in_host(i->reg) ? host_of[i->reg] : H_RAX,
+                            .vvvv = in_host(i->vvvv) ? host_of[i->vvvv] : H_RCX};
+    if (i->flags & INSN_MEM) {
+        struct ea ea;
+        struct mem m;
+        ea_of(t, i, &ea);
+        mem_check(t, &ea, i->opsize, false, &m);
+        e.base = m.base;
+        e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.disp = m.disp;
+    } else {
+        e.rm = in_host(i->rm) ? host_of[i->rm] : H_RCX;
+        if (!in_host(i->rm))
+            reg_load(t, H_RCX, i->rm);
+    }
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, &e, code);
+    if (!len)
+        panic("jit: MULX cannot be re-encoded");
+    put_bytes(t->c, code, len);
+    if (!in_host(i->vvvv))
+        reg_store(t, i->vvvv, H_RCX);
+    if (!in_host(i->reg))
+        reg_store(t, i->reg, H_RAX);
+}

@@ -1,0 +1,270 @@
+/*
+ * The translator's own header: what its files share while one block is translated.
+ *
+ *   translate.c  the block: liveness, one emitter per instruction, entry and end
+ *   kind.c       which instructions have a translation of their own
+ *   flags.c      guest flags in EFLAGS and in the frame
+ *   memory.c     addresses, the TLB check, registers
+ *   slow.c       calls of bodies, slow paths, exits
+ *   emit_int.c, emit_vec.c, branch.c: native code by subject
+ */
+#pragma once
+#include "cpu/isa/encode.h"
+#include "jit/internal.h"
+
+enum flag_state { FL_MEMORY, FL_HOST, FL_BOTH, FL_NOWHERE };
+
+enum kind {
+    K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
+    K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
+    K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
+};
+
+struct slow {
+    u8 *from[8];     /* jumps to it */
+    unsigned n;
+    u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
+    bool load_flags; /* EFLAGS must hold the flags at @back */
+    s32 off;
+    u8 idx;
+    bool fip_valid;
+    s32 fip;
+    u32 groups;      /* base registers whose groups must still be granted there */
+    u32 units;       /* that the host must hold at @back */
+    u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+};
+
+struct ea {
+    u8 base, index, scale; /* guest registers, REG_NONE, REG_RIP */
+    u8 seg;
+    u8 adsize;
+    s64 disp; /* REG_RIP: relative to the start of the block */
+};
+
+/* A check of a cell that missed: asks the TLB, out of line. */
+struct miss {
+    u8 *from, *back;
+    struct ea ea;
+    struct slow *slow;
+    u8 cell, size;
+    bool write, address; /* @address: RAX is to hold the address at @back */
+};
+
+/* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
+struct group {
+    s32 lo, hi;
+    u32 count;
+    bool write;
+    unsigned cell;
+    u8 *miss, *back;
+};
+struct groups {
+    struct group group[16]; /* by base register; none: .count is 0 */
+    u32 valid;              /* base registers that have not been loaded since the check, */
+    s64 delta[16];          /* only moved, so far */
+    u8 *other[48];          /* jumps to the other version of the path */
+    unsigned nother;
+};
+
+/* A conditional branch leaves the path. */
+struct side_exit {
+    u8 *from;
+    s64 delta;       /* to where, from the start */
+    u8 idx;
+    bool save_flags; /* they are in EFLAGS only */
+    bool fip_valid;
+    s32 fip;
+};
+
+struct tr {
+    struct code_buf *c;
+    const struct translation_request *q;
+    struct vcpu *v;
+    struct jit *j;
+    struct block *b;
+    const struct insn *i;
+    unsigned idx;      /* of the instruction in the block */
+    s32 off;           /* from its start */
+    bool wide;         /* 64-bit mode */
+    enum flag_state flags;
+    u32 live;          /* flags that matter behind the instruction */
+    u32 need;          /* flags it reads or passes through while it writes others */
+    u8 live_after[PATH_MAX_INSNS]; /* packed FL_ARITH */
+    struct slow slow[PATH_MAX_INSNS];
+    unsigned nslow;
+    struct slow *cur;  /* slow path of the instruction, made on first use */
+    struct block_links *links;
+    const u8 *entry;   /* where a loop goes on, */
+    const u8 *body;    /* or here, when the units are known to be loaded; NULL: not so */
+    u8 *again[16];     /* jumps there that do not, for budget or attention */
+    unsigned nagain;
+    struct groups *groups; /* NULL: every access is checked by itself */
+    bool loops, calls; /* its last branch leads to its start; it has bodies in it */
+    struct side_exit exit[PATH_MAX_BLOCKS];
+    unsigned nexit;
+    struct miss miss[2 * PATH_MAX_INSNS];
+    unsigned nmiss;
+    u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
+    u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
+    u32 units;         /* enum unit: known to be in the host's registers */
+    bool fip_valid;    /* an x87 instruction at @fip has run, and x87.fip does not say so yet */
+    s32 fip;
+};
+
+/* ---- flags.c ---- */
+
+/* What the instruction does to the arithmetic flags: which it reads and which it replaces, whatever they were. */
+void flag_effects(const struct insn *i, bool native, u32 *reads, u32 *writes);
+void flags_save(struct tr *t); /* uses RAX */
+void flags_load(struct tr *t); /* uses RAX */
+/* EFLAGS are about to be overwritten by something that is not the instruction. */
+void flags_disturb(struct tr *t);
+/* Flags that only EFLAGS hold are saved. */
+void flags_keep(struct tr *t);
+/* A test of our own comes: flags that only EFLAGS hold are saved, which uses RAX. */
+void flags_spare(struct tr *t);
+/* Before the instruction itself, when RAX is free: the flags it needs. */
+void flags_want(struct tr *t);
+
+/* ---- slow.c ---- */
+
+/* Takes the slow path of the instruction on @cc. */
+void slow_if(struct tr *t, unsigned cc);
+void slow_from(struct tr *t, u8 *jump);
+struct slow *slow_path(struct tr *t);
+void slow_add(struct tr *t, struct slow *s, unsigned cc);
+/* The native sequence is complete: the slow path comes back here. */
+void slow_back(struct tr *t);
+void emit_body_call(struct tr *t, unsigned idx, unsigned off);
+void emit_exit(struct tr *t, u32 reason);
+void emit_slow_paths(struct tr *t);
+/* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
+void left_add(struct tr *t, unsigned idx);
+
+/* ---- memory.c ---- */
+
+struct mem {
+    u8 base, index; /* host registers: [base + index + disp] */
+    s32 disp;
+};
+
+static inline bool fits32(s64 x) { return x == (s32)x; }
+static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; }
+/* Whether the components are in host registers: one LEA. */
+bool ea_simple(const struct tr *t, const struct ea *e);
+void ea_of(struct tr *t, const struct insn *i, struct ea *e);
+/* Whether ea_lea() can do it. */
+bool ea_possible(bool wide, const struct insn *i);
+/* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
+void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
+/*
+ * The place is granted for the access, or the slow path is taken. RAX and RCX are used; afterwards RAX is
+ * free again and RCX is part of the address in @m.
+ */
+void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_misses(struct tr *t);
+/* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
+void tlb_ask(struct tr *t, unsigned size, bool write);
+/* The cell gets what tlb_ask() found; the addend is in RCX then. */
+void cell_fill(struct tr *t, unsigned cell);
+/* General registers that are operands and written. */
+u32 gprs_written(const struct insn *i);
+void cells_of_loop(struct tr *t, unsigned end);
+/* After each instruction: which base registers it replaced. */
+void cells_after(struct tr *t, const struct insn *i, enum kind k);
+/* op reg, [m] */
+void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m);
+/* The address itself in RCX. */
+void mem_to_rcx(struct tr *t, struct mem *m);
+/* Guest register @r in host register @host, and back. */
+void reg_load(struct tr *t, unsigned host, unsigned r);
+void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- group.c ---- */
+
+/* The groups of the path; false: none that are worth it. */
+bool groups_find(struct tr *t, struct groups *g);
+/* The checks at the start; what they do out of line; flags must be in memory. */
+void groups_check(struct tr *t, struct groups *g);
+void groups_misses(struct tr *t, struct groups *g);
+/* Whether the access needs no check: @cell has the addend. */
+bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell);
+/* After each instruction. */
+void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind k);
+/* Behind a slow path: are the groups of @valid still granted? Jumps in @from (16) if not; their number. */
+unsigned groups_still(struct tr *t, u32 valid, u8 **from);
+
+/* ---- kind.c: what has a translation of its own ---- */
+
+/* Rows that use a unit. */
+#define CHK_UNITS (CHK_X87 | CHK_X87_NOWAIT | CHK_MMX | CHK_SSE | CHK_AVX)
+enum kind kind_of(const struct jit *j, bool wide, const struct insn *i);
+
+/* ---- emit_vec.c ---- */
+
+/* The units of the instructions from @idx on, as far as the next body. */
+u32 units_ahead(const struct tr *t, unsigned idx);
+/* The units @need (enum unit) are in the host's registers from here on; or the slow path is taken. */
+void units_want(struct tr *t, u32 need);
+/* At the start of a loop: all that it needs. */
+void units_hoist(struct tr *t);
+/* FIP and FDP of an instruction that has run: FDP at once, FIP when fip_flush() says. */
+void x87_note(struct tr *t, const struct insn *i);
+/* x87.fip names the instruction @off from the start, if @valid. Uses RAX, keeps flags. */
+void fip_flush(struct tr *t, bool valid, s32 off);
+void emit_vzero(struct tr *t, const struct insn *i);
+void emit_x87_control(struct tr *t, const struct insn *i);
+void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e);
+void vector_end(struct tr *t, const struct insn *i);
+
+/* ---- emit_int.c ---- */
+
+void emit_copy(struct tr *t, const struct insn *i);
+void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write);
+void emit_mulx(struct tr *t, const struct insn *i);
+void emit_divide(struct tr *t, const struct insn *i);
+void emit_xchg(struct tr *t, const struct insn *i);
+void emit_accumulator(struct tr *t, const struct insn *i);
+void emit_moffs(struct tr *t, const struct insn *i);
+void emit_count(struct tr *t, const struct insn *i);
+void emit_lea(struct tr *t, const struct insn *i);
+void emit_extend(struct tr *t, const struct insn *i);
+void emit_push_reg(struct tr *t, const struct insn *i);
+void emit_push_imm(struct tr *t, const struct insn *i);
+void emit_push_rm(struct tr *t, const struct insn *i);
+void emit_pop_reg(struct tr *t, const struct insn *i);
+void emit_leave(struct tr *t);
+/* Size of stack slots. */
+static inline unsigned word(const struct tr *t) { return t->wide ? 8 : 4; }
+static inline struct ea stack_ea(const struct tr *t, unsigned base, s64 disp)
+{
+    return (struct ea){.base = (u8)base, .index = REG_NONE, .seg = SEG_SS, .adsize = t->wide ? 8 : 4, .disp = disp};
+}
+static inline void stack_move(struct tr *t, s32 by)
+{
+    put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RSP], by);
+}
+
+/* ---- branch.c ---- */
+
+/* Budget and attention at the entry: jumps to where the translation is left. */
+void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention);
+/* frame.rip += delta; flags are disturbed. */
+void rip_add(struct tr *t, s64 delta);
+/* To @delta bytes from the start of the block, in the same page. */
+void emit_link(struct tr *t, s64 delta);
+/* A branch inside a path, to the instruction that follows there. */
+void emit_along(struct tr *t, const struct insn *i, enum kind k);
+void emit_side_exits(struct tr *t);
+/* RCX = the address @delta bytes from the start of the block. */
+void rip_to_rcx(struct tr *t, s64 delta);
+/* A branch whose slow path leaves translated code with what the body said. */
+void slow_leaves(struct tr *t, enum jit_exit reason);
+void emit_jump(struct tr *t, s64 delta);
+void emit_jcc(struct tr *t, const struct insn *i);
+void emit_call_rel(struct tr *t, const struct insn *i);
+void emit_jmp_ind(struct tr *t, const struct insn *i);
+void emit_call_ind(struct tr *t, const struct insn *i);
+void emit_ret(struct tr *t, const struct insn *i);
+/* To the address in RCX when everything of the block has run. */
+void emit_goto(struct tr *t);

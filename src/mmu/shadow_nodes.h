@@ -1,0 +1,98 @@
+/* The inside of shadow.c and shadow_track.c: shadows as nodes, and the tables they stand on. */
+#pragma once
+#include "mmu/shadow.h"
+#include "mmu/walk_tables.h"
+
+#define SETS_LG2   11
+#define WAYS       4
+#define NODES      (WAYS << SETS_LG2) /* 16 GiB in pieces of 2 MiB */
+#define TABLES     4096               /* tracked pages */
+#define TABLE_HASH 4096
+#define DEPS       (NODES * 12)
+
+/* One shadow: one cache line. */
+struct node {
+    _Alignas(64) u64 region; /* these four are its name; role 0: none */
+    u64 root, role, slat;
+    const u8 *leaf;               /* the last-level table, NULL for a large page */
+    union {
+        pa_t leaf_pa;
+        u64 large; /* the entry that maps the large page */
+    };
+    u32 rights;   /* NODE_*; of EPT, the AND of its rights */
+    u32 used : 25, lg2 : 6, table_writable : 1;
+    u32 deps;  /* its first dependency */
+};
+_Static_assert(sizeof(struct node) == 64, "one cache line");
+#define STAMP_BITS BITS64(24, 0) /* of a stamp, in .used */
+#define NODE_W  BIT(1)
+#define NODE_U  BIT(2)
+#define NODE_NX BIT(3) /* some entry has it */
+
+/* One entry of a tracked table on which one node stands. 0 ends all lists. */
+struct dep {
+    u64 entry; /* its value */
+    u32 node;
+    u32 next_of_node;
+    u32 next, prev; /* in the list of the slot */
+    u16 slot;
+    u16 table;
+    u8 dirty; /* not 0: the entry maps the node's large page, and this bit of it, the dirty flag, may come */
+};
+
+/* A tracked page in one reading: 512 entries of 8 bytes, or 1024 of 4. */
+struct table {
+    pa_t page;
+    u8 entry;
+    bool tracked;    /* PAGE_TABLE is ours; not while it is left alone after a flood */
+    u16 hash_next;
+    u32 live;        /* dependencies */
+    u16 writes;      /* in this window, and how many shadows they dropped */
+    u16 drops;
+    u32 window;      /* stamp of its begin */
+    u64 used;        /* stamp */
+    u64 left_alone;  /* until this stamp */
+    u32 head[];      /* by slot */
+};
+
+struct shadow {
+    struct physmap *pm;
+    unsigned users;
+    bool paranoid;
+    u64 stamp;          /* counts fills and tracked writes */
+    u32 free_dep, deps; /* freed ones, and how many were ever used */
+    u32 deps_live;
+    u32 hand;           /* of the clock that makes room for dependencies */
+    u16 free_table;
+    struct table *table[TABLES]; /* 0 is not used */
+    u16 table_hash[TABLE_HASH];
+    u16 table_next_free[TABLES];
+    u16 tables;
+    struct shadow_stats stats;
+    struct node node[NODES];
+    struct dep dep[DEPS];
+};
+
+static alwaysinline unsigned node_set(u64 region, u64 root, u64 role)
+{
+    u64 h = (region ^ (root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull ^ role * 0xd6e8feb86659fd93ull) * 0x9e3779b97f4a7c15ull;
+    return (unsigned)(h >> (64 - SETS_LG2)) * WAYS;
+}
+
+static alwaysinline struct node *node_find(struct shadow *s, u64 region, u64 root, u64 role, u64 slat)
+{
+    struct node *n = &s->node[node_set(region, root, role)];
+    for (unsigned i = 0; i < WAYS; i++, n++)
+        if (likely(n->region == region && n->role == role && n->root == root && n->slat == slat))
+            return n;
+    return NULL;
+}
+
+/* PAE without NPT starts at the PDPTE registers; 0: that one is not present. */
+static alwaysinline u64 view_root(const struct shadow_view *view, const struct walk_context *ctx, gva_t la)
+{
+    if (likely(view->levels != 2 || view->entry != 8))
+        return view->root;
+    u64 e = ctx->pdpte[la >> 30 & 3];
+    return e & PTE_P ? (e & PTE_FRAME) | 1 : 0; /* | 1: never 0 */
+}
