@@ -100,7 +100,8 @@ def main():
 
     failed += [f"no line says '{text}'" for text in sorted(expected)]
     # Nobody uses debug registers, but a starting Linux clears those of its processor; then KVM stops intercepting them.
-    if dr_exits > 1:
+    # With an L3 L2's KVM does that too, and moves the registers themselves, which L1 intercepts one by one.
+    if dr_exits > (16 if l3 else int(o.l2_cpus)):
         failed.append(f"{dr_exits} VM exits for debug registers")
     missing = [mark for mark, _ in marks if mark not in times]
     good = status == 0 and not missing and not failed
