@@ -32,9 +32,8 @@ static GENERAL_ONLY void x87_load(const struct vcpu *v, u8 *image)
     p[1] = p[2] = 0;
     p[3] = HOST_MXCSR;
     for (unsigned n = 0; n < 8; n++) {
-        const u64 *st = (const u64 *)(const void *)f->st[n];
-        p[IMAGE_ST / 8 + 2 * n] = st[0];
-        p[IMAGE_ST / 8 + 2 * n + 1] = st[1];
+        p[IMAGE_ST / 8 + 2 * n] = load64(f->st[n]);
+        p[IMAGE_ST / 8 + 2 * n + 1] = load64(f->st[n] + 8);
     }
     for (unsigned n = 0; n < 8; n++)
         p[IMAGE_HEADER / 8 + n] = n == 0;
