@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 /* Grows when the meaning or layout of anything here changes. */
-#define NESTOR_API_VERSION 1
+#define NESTOR_API_VERSION 2
 
 struct nestor;
 

@@ -11,19 +11,14 @@ import sys
 import tempfile
 import unittest
 
+from images import multiboot
+
 NESTOR = DEMO = None
 ENGINES = ("interp", "jit")
 
 
 def run(*args, timeout=60):
     return subprocess.run([NESTOR, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
-
-
-def multiboot(code):
-    """A raw multiboot 1 image (address fields) at 1 MiB whose entry is @code, 32-bit."""
-    base, flags = 0x100000, 1 << 16
-    header = struct.pack("<8I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF, base, base, 0, 0, base + 32)
-    return header + code
 
 
 class Command(unittest.TestCase):

@@ -15,16 +15,10 @@ import tempfile
 import time
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from monitor_client import Monitor  # noqa: E402
+from images import BASE, multiboot
+from monitor_client import Monitor
 
 NESTOR = DEMO = ENGINE = None
-BASE = 0x100000
-
-
-def multiboot(code):
-    flags = 1 << 16
-    return struct.pack("<8I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF, BASE, BASE, 0, 0, BASE + 32) + code
 
 
 class Base(unittest.TestCase):
