@@ -9,6 +9,7 @@
  * A difference prints the seed of its program; "jit_blocks 1 SEED" repeats it.
  */
 #include "jit/jit.h"
+#include "random_insn.h"
 #include "twins.h"
 
 #include <stdio.h>
@@ -24,16 +25,6 @@ static const struct { u8 world; u8 bits; u16 cs; } mode_info[MODES] = {
     [M32U] = {TWIN_LONG, 32, SEL_USER_CODE32}, [M16] = {TWIN_LONG, 16, SEL_CODE16}, [P32] = {TWIN_LEGACY, 32, SEL_CODE32},
     [P16] = {TWIN_LEGACY, 16, SEL_CODE16}, [R16] = {TWIN_REAL, 16, TWIN_CODE >> 4},
 };
-
-static u64 state;
-static u64 rnd(void)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state * 0x2545f4914f6cdd1dull;
-}
-static unsigned below(unsigned n) { return (unsigned)(rnd() >> 33) % n; }
 
 static u8 code[TWIN_CODE_SIZE];
 static struct { u32 at, patch; enum mode mode; } block[BLOCKS]; /* offsets in the code; .patch: a byte that is an immediate */
@@ -92,58 +83,13 @@ static bool wanted(const struct insn *i)
 
 static void plain(unsigned b)
 {
-    static const u8 mandatory[] = {0, 0x66, 0xf3, 0xf2};
     unsigned bits = bits_of(b);
     struct decode_ctx ctx = {.mode = bits == 64 ? CODE_64 : bits == 32 ? CODE_32 : CODE_16, .features = features, .real_or_v86 = real(b)};
     for (unsigned tries = 0; tries < 200; tries++) {
-        const struct insn_row *row = &insn_rows[1 + below(insn_row_count - 1)];
-        u8 out[40];
-        unsigned n = 0;
-        bool wide = bits == 64, address32 = bits != 16;
-        if (row->vex == 2)
-            continue;
-        if (row->vex) {
-            out[n++] = 0xc4;
-            out[n++] = (u8)((wide ? rnd() & 0xa0 : 0x80) | 0x40 | (row->map & 31) | (wide ? 0 : 0x20));
-            out[n++] = (u8)((rnd() & (wide ? 0x80 : 0)) | (rnd() & 0x7c) | row->pp | (wide ? 0 : 0x40));
-        } else {
-            if (!below(24))
-                out[n++] = 0xf0;
-            if (!below(24))
-                out[n++] = ((const u8[]){0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65})[below(6)];
-            if (bits == 16 && below(4) == 0)
-                out[n++] = 0x67, address32 = true;
-            if (row->pp != 1 && !below(bits == 16 ? 2 : 6))
-                out[n++] = 0x66;
-            if (row->pp)
-                out[n++] = mandatory[row->pp];
-            if (wide && below(3))
-                out[n++] = (u8)(0x40 | (rnd() & 15));
-            if (row->map)
-                out[n++] = 0x0f;
-            if (row->map > 1)
-                out[n++] = row->map == 2 ? 0x38 : 0x3a;
-        }
-        out[n++] = (u8)(row->opcode | (strstr(row->encoding, "+r") ? rnd() & 7 : 0));
-        const char *ext = strchr(row->encoding, '/');
-        u8 modrm = (u8)rnd();
-        if (below(2)) /* [bp + disp] */
-            modrm = (u8)(0x80 | (modrm & 0x38) | (address32 ? (below(2) && wide ? 6 : 5) : 6));
-        if (ext && ext[1] >= '0' && ext[1] <= '7')
-            modrm = (u8)((modrm & 0xc7) | (ext[1] - '0') << 3);
-        if (ext)
-            out[n++] = modrm;
-        if (ext && modrm >> 6 == 2) {
-            s32 disp = (s32)below(0x2800) - 0x1400;
-            if (row->checks & CHK_ALIGN16)
-                disp &= ~63;
-            memcpy(out + n, &disp, 4);
-            n += address32 ? 4 : 2;
-        }
-        for (unsigned k = 0; k < 8; k++)
-            out[n++] = (u8)(below(4) ? rnd() : 0);
+        u8 out[RANDOM_INSN_MAX];
+        unsigned n = random_insn(&insn_rows[1 + below(insn_row_count - 1)], bits, out);
         struct insn i = {0};
-        if (insn_decode(&ctx, out, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
+        if (!n || insn_decode(&ctx, out, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
             continue;
         put(out, i.len);
         return;
@@ -366,7 +312,7 @@ int main(int argc, char **argv)
     twins_new(&t, engine);
     features = t.a.v->features;
     while (made < wanted_blocks) {
-        state = seed;
+        random_state = seed;
         enum mode mode = make_program();
         twins_load(&t, (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
                    (mode == R16 ? 0 : TWIN_CODE) + block[0].at, seed);
