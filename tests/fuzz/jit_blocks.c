@@ -4,10 +4,12 @@
  * blocks at random places in 64 KiB; each begins by telling the exception handlers (handlers.S) where to go on
  * after a fault, so that one fault does not end a program.
  *
- *   jit_blocks [BLOCKS [SEED [ENGINE]]]      at least so many; SEED is hexadecimal; ENGINE jit-eager or lockstep
+ *   jit_blocks [BLOCKS [SEED [ENGINE]]]      at least so many; SEED is hexadecimal; ENGINE jit-eager, lockstep, or check: the
+ *                                            JIT, with a look at all code it makes (check_code.h)
  *
  * A difference prints the seed of its program; "jit_blocks 1 SEED" repeats it.
  */
+#include "check_code.h"
 #include "jit/jit.h"
 #include "random_insn.h"
 #include "twins.h"
@@ -308,6 +310,8 @@ int main(int argc, char **argv)
     unsigned long wanted_blocks = argc > 1 ? strtoul(argv[1], NULL, 0) : 40000, made = 0, faults = 0, shutdowns = 0;
     u64 seed = argc > 2 ? strtoull(argv[2], NULL, 16) : 0x2545f4914f6cdd1dull, first = seed, insns = 0;
     const struct engine *engine = argc > 3 && !strcmp(argv[3], "lockstep") ? &engine_lockstep : &engine_jit_eager;
+    bool check = argc > 3 && !strcmp(argv[3], "check");
+    unsigned long checked = 0;
     struct twins t;
     twins_new(&t, engine);
     features = t.a.v->features;
@@ -327,6 +331,8 @@ int main(int argc, char **argv)
                 vcpu_request(t.b.v, REQ_NMI);
             }
         }
+        if (check)
+            checked += code_check(t.b.v, NULL);
         made += BLOCKS;
         insns += t.a.v->icount;
         u32 count = load32(t.a.ram + TWIN_RECOVER + 16); /* unless the program wrote there */
@@ -339,6 +345,8 @@ int main(int argc, char **argv)
     printf("%lu blocks from seed %llx on, no difference: %llu instructions, %lu exceptions, %lu shutdowns; %llu translations (%llu evicted), %llu calls of bodies\n",
            made, (unsigned long long)first, (unsigned long long)insns, faults, shutdowns, (unsigned long long)js->translated, (unsigned long long)js->evicted,
            (unsigned long long)js->calls);
+    if (check)
+        printf("%lu instructions of the host, none that should not be there\n", checked);
     twins_free(&t);
     return 0;
 }
