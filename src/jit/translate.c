@@ -135,7 +135,7 @@ static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
            k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
-           k == K_DIVIDE || insn_row(i)->checks & CHK_UNITS;
+           k == K_DIVIDE || jit_units_of(insn_row(i));
 }
 
 static void liveness(struct tr *t, unsigned end)
