@@ -67,10 +67,9 @@ void emit_copy(struct tr *t, const struct insn *i)
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
-        if (cl && t->need && t->flags == FL_MEMORY) { /* RAX holds the address */
+        if (cl && t->need && (t->flags == FL_MEMORY || t->flags == FL_NOWHERE)) { /* RAX holds the address */
             put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
-            flags_load(t);
-            t->flags = FL_BOTH;
+            flags_want(t);
             put_rm(c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
         } else {
             flags_want(t);
@@ -190,7 +189,7 @@ void emit_moffs(struct tr *t, const struct insn *i)
     unsigned size = i->opcode & 1 ? i->opsize : 1;
     bool store = i->opcode & 2;
     u64 address = i->adsize == 8 ? (u64)i->disp : (u32)i->disp;
-    flags_keep(t);
+    flags_guard(t);
     put_mov_imm(c, H_RCX, address);
     if (t->wide && (i->seg == SEG_FS || i->seg == SEG_GS))
         put_rm(c, true, 0x03, H_RCX, H_RBP, V_AT(seg_base) + i->seg * 8);
