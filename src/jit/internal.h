@@ -32,7 +32,7 @@ struct frame {
     u64 temp, temp2;
     struct jit *jit;
     u64 units; /* enum unit: what the host holds of the guest's */
-    u64 spare;
+    u64 linear; /* address, of an access in 16-bit code */
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
@@ -153,6 +153,10 @@ struct translation_request {
 };
 /* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
+
+/* ---- segmented.c ---- */
+/* Whether 16-bit code may be translated, and its translation run, as things are. */
+bool jit_segmented_ok(const struct vcpu *v);
 
 /* ---- cache.c ---- */
 u32 link_take(struct jit *j); /* 0: none left */

@@ -203,6 +203,10 @@ void cell_fill(struct tr *t, unsigned cell)
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
+    if (t->segmented) {
+        mem_check_segmented(t, e, size, write, m);
+        return;
+    }
     struct code_buf *c = t->c;
     unsigned base = cell_of(t, e), cell = base + (write ? CELL_WRITE : 0);
     bool add = ea_simple(t, e) && e->adsize == 8 && e->base < 16 && e->index == REG_NONE;

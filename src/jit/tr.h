@@ -97,6 +97,7 @@ struct tr {
     unsigned idx;      /* of the instruction in the block */
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
+    bool segmented;    /* 16-bit code (segmented.c) */
     enum flag_state flags;
     struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
@@ -201,6 +202,15 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- segmented.c: 16-bit code ---- */
+
+enum kind kind_segmented(const struct jit *j, const struct block *b, s64 off, const struct insn *i);
+void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_lea_segmented(struct tr *t, const struct insn *i);
+void emit_moffs_segmented(struct tr *t, const struct insn *i);
+void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
+void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 
