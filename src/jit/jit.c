@@ -503,7 +503,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, jit_call_body); }
 static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
 int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
 
