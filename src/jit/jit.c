@@ -380,6 +380,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -413,6 +414,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
     return count;
 }
 
