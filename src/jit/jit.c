@@ -382,6 +382,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -415,6 +416,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
     return count;
 }
 
@@ -505,7 +507,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, jit_call_body); }
 static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
 int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
 

@@ -19,7 +19,12 @@ extern const u8 twin_long_stubs[], twin_long_end[], twin_legacy_stubs[], twin_le
 static void written(void *opaque, pa_t pa, size_t len)
 {
     struct twin *g = opaque;
-    g->engine->code_written(g->v, pa, len);
+    if (g->engine->holds_code(g->v, pa))
+        g->engine->code_written(g->v, pa, len);
+    else if ((pa & ~PAGE_MASK) + len <= PAGE_SIZE) /* as machine.c does */
+        physmap_clear_page_flag(g->pm, pa, PAGE_CODE);
+    else
+        g->engine->code_written(g->v, pa, len);
 }
 
 static u64 count(void *opaque) { return cpu_retired(opaque); }
