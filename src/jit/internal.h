@@ -124,7 +124,7 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2]; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
@@ -176,6 +176,10 @@ size_t arena_take(struct jit *j, size_t size);
 /* ---- dump.c ---- */
 void jit_dump(const struct vcpu *v, const struct block *head, const struct path *p, const u8 *code, size_t size, const u8 *cold,
               size_t rest);
+
+/* ---- refill.c ---- */
+/* refill[0] for reads, [1] for writes: RAX, RCX and the flags are as tlb_ask() leaves them, asked again. */
+void refill_make_stubs(struct jit *j, struct code_buf *c);
 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */

@@ -61,6 +61,13 @@ struct miss {
     bool write, address; /* @address: RAX is to hold the address at @back */
 };
 
+/* A check in line that missed: the MMU may know more (refill.c). */
+struct refill {
+    u8 *from, *back;
+    struct slow *slow;
+    bool write;
+};
+
 /* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
 struct group {
     s32 lo, hi;
@@ -118,6 +125,8 @@ struct tr {
     unsigned nexit;
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
+    struct refill refill[2 * PATH_MAX_INSNS];
+    unsigned nrefill;
     u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
     u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
     u32 units;         /* enum unit: known to be in the host's registers */
@@ -163,6 +172,14 @@ void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
 void left_add(struct tr *t, unsigned idx);
+
+/* ---- refill.c ---- */
+
+/* Behind tlb_ask(): asks the MMU out of line when it does not grant, and takes the slow path if that did not help. */
+void refill_or_slow(struct tr *t, bool write);
+void emit_refills(struct tr *t);
+/* Likewise at once, in code that is out of line already; afterwards the flags say again what tlb_ask() says. */
+void refill_here(struct tr *t, bool write);
 
 /* ---- memory.c ---- */
 

@@ -196,6 +196,7 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         groups_misses(t, t->groups);
     emit_side_exits(t);
     emit_misses(t);
+    emit_refills(t);
     emit_slow_paths(t);
 }
 
