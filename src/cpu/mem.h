@@ -60,6 +60,12 @@ void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigne
 void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size);
 /* Faults as a write of @size bytes there would (probe), writing nothing. */
 void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
+/* Likewise for masked accesses, gathers and scatters, which check no alignment (SDM vol. 2 "VMASKMOV", "VPGATHERDD"). */
+void mem_read_elements(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size);
+void mem_write_elements(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size);
+void mem_probe_elements(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
+/* The alignment check alone. */
+void mem_check_alignment(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
 
 /*
  * Read-modify-write: begin checks that the place is writable (a write fault comes before anything)
