@@ -182,12 +182,12 @@ static int run_random(const struct options *o)
             continue;
         if (st[r].failed >= 2)
             continue;
-        tried++;
         t.legacy = case_legacy(n, count, &insn_rows[r]);
         if (!make_case(&t, r, o->seed, n, kind)) {
             st[r].missed++;
             continue;
         }
+        tried++;
         done[kind]++;
         st[r].ran[kind]++;
         st[r].legacy += t.legacy;

@@ -12,7 +12,7 @@ u64 rnd(void)
     z = (z ^ z >> 27) * 0x94d049bb133111ebull;
     return z ^ z >> 31;
 }
-u64 rnd_below(u64 n) { return rnd() % n; }
+u64 rnd_below(u64 n) { return (u64)((unsigned __int128)rnd() * n >> 64); }
 bool chance(unsigned percent) { return rnd_below(100) < percent; }
 
 static u64 rnd_double(void)
@@ -88,13 +88,18 @@ static void rnd_x87_reg(u8 *st)
     store16(st + 8, se);
 }
 
-static u8 pool[POOL_SIZE];
+/* Lanes of any type, of doubles, of floats: making them anew would be most of a case's time. */
+static u8 pool[3][POOL_SIZE];
 
 void rnd_init(void)
 {
     rnd_seed(0x1234567);
     for (unsigned n = 0; n < POOL_SIZE; n += 8)
-        store64(pool + n, rnd_lane());
+        store64(pool[0] + n, rnd_lane());
+    for (unsigned n = 0; n < POOL_SIZE; n += 8) {
+        store64(pool[1] + n, rnd_double());
+        store64(pool[2] + n, rnd_float() | (u64)rnd_float() << 32);
+    }
 }
 
 void rnd_state(struct testcase *t)
@@ -104,9 +109,9 @@ void rnd_state(struct testcase *t)
     for (unsigned n = 0; n < 16; n++)
         s->gpr[n] = t->legacy && n < 8 ? (u32)rnd_int() : rnd_int();
     for (unsigned n = 0; n < VECTORS; n++) {
-        bool one_type = chance(30); /* lanes of one type make interesting vector operations */
-        for (unsigned k = 0; k < LANES; k++)
-            s->vec[n].q[k] = !one_type ? rnd_lane() : n & 1 ? rnd_double() : rnd_float() | (u64)rnd_float() << 32;
+        u64 r = rnd(); /* lanes of one type make interesting vector operations */
+        const u8 *from = pool[r >> 32 & 3 ? 0 : 1 + (n & 1)] + 8 * (r % (POOL_SIZE / 8 - LANES));
+        memcpy(s->vec[n].q, from, 8 * LANES);
     }
     if (nat_mask & XCR0_OPMASK)
         for (unsigned n = 0; n < 8; n++)
@@ -136,4 +141,4 @@ void rnd_state(struct testcase *t)
     }
 }
 
-void rnd_data(struct testcase *t) { memcpy(t->data, pool + 8 * rnd_below((POOL_SIZE - DATA_SIZE) / 8), DATA_SIZE); }
+void rnd_data(struct testcase *t) { memcpy(t->data, pool[0] + 8 * rnd_below((POOL_SIZE - DATA_SIZE) / 8), DATA_SIZE); }
