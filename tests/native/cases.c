@@ -291,9 +291,11 @@ static void set_the_stage(struct testcase *t)
         }
         memcpy(t->data, t->data + 0x800, 0x100);
     }
-    if (starts(row, "POPF") && g[RSP] >= DATA_VA && g[RSP] + 8 <= DATA_VA + DATA_SIZE) { /* those that a program keeps to itself */
-        u8 *flags = t->data + (g[RSP] - DATA_VA);
-        store64(flags, load64(flags) & ~(u64)(FL_TF | FL_NT | FL_AC | FL_RF | FL_VM | FL_VIF | FL_VIP));
+    if (starts(row, "POPF")) { /* flags that a program keeps to itself */
+        const u64 own = FL_TF | FL_NT | FL_AC | FL_RF | FL_VM | FL_VIF | FL_VIP;
+        for (unsigned n = 0; n < 8; n++)
+            if (g[RSP] + n - DATA_VA < DATA_SIZE)
+                t->data[g[RSP] + n - DATA_VA] &= (u8)~(own >> 8 * n);
     }
     if (starts(row, "XLAT")) {
         g[RBX] = pick_target(1) - (g[RAX] & 0xff);
