@@ -604,48 +604,6 @@ bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool 
     return same;
 }
 
-/* ---- instruction fetch ---- */
-
-static u32 fetch_access(const struct vcpu *v) { return ACCESS_EXEC | (v->cpl == 3 ? ACCESS_USER : 0); }
-
-bool mem_fetch(struct vcpu *v, gva_t la, u8 *buf, unsigned *len)
-{
-    unsigned done = 0;
-    while (done < *len) {
-        gva_t at = (la + done) & v->linear_mask;
-        unsigned n = (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK));
-        if (n > *len - done)
-            n = *len - done;
-        const struct tlb_entry *e = tlb_slot(v, at);
-        if (likely(e->tag_exec == (at & PAGE_MASK))) {
-            memcpy(buf + done, (const void *)(uintptr_t)(at + e->addend), n);
-        } else {
-            struct translation t;
-            struct walk w;
-            if ((cpu_long64(v) && !cpu_canonical(v, at)) || !mmu_translate(v, at, fetch_access(v), &t, &w))
-                break;
-            if (t.host)
-                memcpy(buf + done, t.host, n);
-            else
-                physmap_read(v->pm, t.pa, buf + done, n); /* code in device memory, open bus */
-        }
-        done += n;
-    }
-    *len = done;
-    return done;
-}
-
-void mem_raise_fetch(struct vcpu *v, gva_t la)
-{
-    struct translation t;
-    struct walk w;
-    if (cpu_long64(v) && !cpu_canonical(v, la))
-        cpu_gp0(v);
-    if (!mmu_translate(v, la, fetch_access(v), &t, &w))
-        cpu_raise_walk(v, la, fetch_access(v), &w);
-    cpu_unwind(v, UNWIND_RETRY); /* the tables changed in between: fetch again */
-}
-
 /* ---- the debugger ---- */
 
 /* Where @la leads whatever its rights say; host memory only. */

@@ -9,14 +9,6 @@ void stack_push(struct vcpu *v, u64 value, unsigned size) { push_inline(v, value
 
 u64 stack_peek(struct vcpu *v, u64 *rsp, unsigned size) { return peek_inline(v, rsp, size); }
 
-u64 stack_pop(struct vcpu *v, unsigned size)
-{
-    u64 rsp = v->gpr[RSP];
-    u64 value = peek_inline(v, &rsp, size);
-    stack_set_pointer(v, rsp);
-    return value;
-}
-
 void insn_push_reg(struct vcpu *v, const struct insn *i)
 {
     unsigned size = stack_opsize(v, i);
