@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "cpu/cet.h"
 #include "cpu/models.h"
+#include "cpu/pmu.h"
 #include "cpu/system.h"
 
 bool cpu_is_amd(const struct vcpu *v) { return v->model && v->model->vendor == VENDOR_AMD; }
@@ -116,8 +117,12 @@ void cs_ss_changed(struct vcpu *v, unsigned cpl)
 
 void cpu_set_cpl(struct vcpu *v, unsigned cpl)
 {
+    if (unlikely(v->pmu_split))
+        pmu_domain_ends(v);
     v->cpl = (u8)cpl;
     mmu_update_privilege(v);
+    if (unlikely(v->pmu_split))
+        pmu_domain_begins(v);
     if (unlikely(v->cr4 & CR4_CET))
         cet_changed(v);
 }
