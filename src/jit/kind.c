@@ -203,6 +203,6 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
 bool jit_native(const struct vcpu *v, const struct insn *i)
 {
     if (v->code_mode == CODE_16)
-        return kind_segmented(v->jit, NULL, 0, i) != K_CALL;
+        return kind_segmented(v->jit, i) != K_CALL;
     return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL;
 }

@@ -21,7 +21,7 @@ bool jit_segmented_ok(const struct vcpu *v)
 
 /* ---- which instructions ---- */
 
-enum kind kind_segmented(const struct jit *j, const struct block *b, s64 off, const struct insn *i)
+enum kind kind_segmented(const struct jit *j, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7;
@@ -43,8 +43,8 @@ enum kind kind_segmented(const struct jit *j, const struct block *b, s64 off, co
             return K_RET;
         case 0xc9:
             return K_CALL;
-        case 0xe2: /* a fault at the target must leave the count */
-            return b && in_page(b, off + i->len + (s64)i->imm) ? K_JCC : K_CALL;
+        case 0xe2: /* LOOP */
+            return K_JCC;
         case 0xe8:
             return K_CALL_REL;
         case 0xe9: case 0xeb:
@@ -183,15 +183,29 @@ static void leave_to_rcx(struct tr *t)
     put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
     emit_exit(t, t->q->region ? JIT_EXIT_STOP : JIT_EXIT_LOOKUP);
 }
-static void go(struct tr *t, const struct insn *i, s64 delta, bool taken)
+/* The way to what is @delta from the start; of a branch: its target has been checked, if not @check. */
+static void go(struct tr *t, const struct insn *i, s64 delta, bool check)
 {
     if (in_page(t->b, delta)) {
         emit_link(t, delta);
         return;
     }
     rip_to_rcx(t, delta);
-    if (taken)
+    if (check)
         target_check(t, i);
+    else if (i->opsize == 2)
+        put_rr(t->c, false, 0x0fb7, H_RCX, H_RCX);
+    leave_to_rcx(t);
+}
+
+/* Behind a branch: that IP leaves the segment is the next fetch's business. */
+static void fall_through(struct tr *t, s64 delta)
+{
+    if (in_page(t->b, delta)) {
+        emit_link(t, delta);
+        return;
+    }
+    rip_to_rcx(t, delta);
     leave_to_rcx(t);
 }
 
@@ -225,15 +239,21 @@ void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k)
 {
     struct code_buf *c = t->c;
     s64 next = t->off + i->len, target = next + (s64)i->imm;
+    bool loop = k == K_JCC && i->opcode == 0xe2;
     unsigned size = operand_word(i);
     struct mem m;
     u8 *at;
-    if (k == K_JCC && i->opcode != 0xe2)
+    if (k == K_JCC && !loop)
         flags_want(t);
     flags_keep(t);
     switch (k) {
     case K_JCC:
-        if (i->opcode == 0xe2) { /* LOOP */
+        if (loop) {
+            flags_disturb(t);
+            if (!in_page(t->b, target)) { /* a fault there must leave the count */
+                rip_to_rcx(t, target);
+                target_check(t, i);
+            }
             put_rm(c, false, 0x8d, H_RCX, host_of[RCX], -1);
             if (i->adsize == 2)
                 put1(c, 0x66);
@@ -241,15 +261,14 @@ void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k)
             if (i->adsize == 2)
                 put1(c, 0x66);
             put_rr(c, false, 0x85, H_RCX, H_RCX);
-            flags_disturb(t);
             at = put_jcc(c, CC_NE);
         } else {
             at = put_jcc(c, i->opcode & 15);
             flags_disturb(t);
         }
-        go(t, i, next, false);
+        fall_through(t, next);
         put_target(at, c->p);
-        go(t, i, target, true);
+        go(t, i, target, !loop);
         break;
     case K_JMP:
         flags_disturb(t);
@@ -262,14 +281,7 @@ void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k)
             target_check(t, i);
         }
         push_return(t, i);
-        if (in_page(t->b, target)) {
-            emit_link(t, target);
-            break;
-        }
-        rip_to_rcx(t, target);
-        if (i->opsize == 2)
-            put_rr(c, false, 0x0fb7, H_RCX, H_RCX);
-        leave_to_rcx(t);
+        go(t, i, target, false);
         break;
     case K_CALL_IND:
         flags_disturb(t);

@@ -222,7 +222,7 @@ void reg_store(struct tr *t, unsigned r, unsigned host);
 
 /* ---- segmented.c: 16-bit code ---- */
 
-enum kind kind_segmented(const struct jit *j, const struct block *b, s64 off, const struct insn *i);
+enum kind kind_segmented(const struct jit *j, const struct insn *i);
 void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
 void emit_lea_segmented(struct tr *t, const struct insn *i);
 void emit_moffs_segmented(struct tr *t, const struct insn *i);

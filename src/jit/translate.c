@@ -213,11 +213,8 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
     t.segmented = q->v->code_mode == CODE_16;
-    s64 off = t.off;
-    for (unsigned n = q->first; n < q->first + q->count; n++) {
-        t.kinds[n] = (u8)(t.segmented ? kind_segmented(t.j, b, off, &b->insn[n]) : kind_of(t.j, t.wide, &b->insn[n]));
-        off += b->insn[n].len;
-    }
+    for (unsigned n = q->first; n < q->first + q->count; n++)
+        t.kinds[n] = (u8)(t.segmented ? kind_segmented(t.j, &b->insn[n]) : kind_of(t.j, t.wide, &b->insn[n]));
     liveness(&t, q->first + q->count);
     struct tr other = t; /* the version without groups */
     if (!q->region && !t.segmented)
