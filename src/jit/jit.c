@@ -53,16 +53,6 @@ static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
 
 /* ---- stubs ---- */
 
-static void put_push(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x50 | (r & 7));
-}
-static void put_pop(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x58 | (r & 7));
-}
 static void put_registers(struct code_buf *c, bool load)
 {
     for (unsigned r = 0; r < 16; r++)
@@ -141,6 +131,8 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    refill_make_stubs(j, &c);
+
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -202,6 +194,8 @@ static bool mode_ok(const struct vcpu *v)
         return false;
     if (v->code_mode == CODE_64)
         return true;
+    if (v->code_mode == CODE_16)
+        return jit_segmented_ok(v);
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;

@@ -142,8 +142,9 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
     for (unsigned s = 0; s < 6; s++) {
         u32 ar = AR_P | AR_S | 3 | (user ? 0x60 : 0) | AR_G | AR_DB;
         v->seg[s] = (struct segment){.limit = 0xffffffff, .ar = ar, .sel = user ? SEL_USER_DATA : SEL_DATA};
-        if (world == TWIN_REAL) /* CS and data: 64 KiB each; FS for the handler */
-            v->seg[s] = (struct segment){.limit = 0xffff, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
+        u32 limit = s <= SEG_DS && s != SEG_SS && rnd() & 1 ? 0x1fe8 + (rnd() & 31) : 0xffff;
+        if (world == TWIN_REAL) /* CS, stack and sometimes data: 64 KiB each; FS for the handler */
+            v->seg[s] = (struct segment){.limit = limit, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
                                          .base = s == SEG_FS ? 0 : TWIN_DATA};
     }
     struct segment *c = &v->seg[SEG_CS];
