@@ -18,7 +18,7 @@
 #include <stdlib.h>
 
 #define BLOCKS 24
-#define SLOT 0x200u
+#define SLOT 0x1f8u /* so that some lie across pages */
 #define PASSES 10 /* runs of a program, each ended by its budget */
 
 enum mode { M64, M64U, M32, M32U, M16, P32, P16, R16, MODES };
@@ -133,7 +133,7 @@ static void special(unsigned b)
 {
     unsigned bits = bits_of(b);
     static const u32 places[] = {TWIN_READ_ONLY, TWIN_ABSENT, TWIN_SUPERVISOR, 0x3ffff000, TWIN_DATA + 0xffe, TWIN_DATA + 0x1ffd, TWIN_READ_ONLY - 3};
-    switch (below(9)) {
+    switch (below(11)) {
     case 0: /* change an immediate, of this block too; sometimes any byte */
         if (!real(b)) {
             unsigned t = below(4) ? below(BLOCKS) : b;
@@ -199,11 +199,56 @@ static void special(unsigned b)
         PUT(0x58);
         break;
     case 6: /* a segment load */
-        if (bits != 64 && !real(b)) {
-            PUT(0x66, 0xb8), put16(block[b].mode == M32U ? SEL_USER_DATA : SEL_DATA);
-            if (bits == 16)
-                pos -= 4, PUT(0xb8), put16(SEL_DATA);
-            PUT(0x8e, (u8)(0xc0 | ((const u8[]){0, 3, 4, 5})[below(4)] << 3));
+        if (!real(b)) { /* now and then one with a base; SS seldom */
+            u16 sel = !below(3) ? SEL_BASED : block[b].mode == M32U || block[b].mode == M64U ? SEL_USER_DATA : SEL_DATA;
+            if (bits != 16)
+                PUT(0x66);
+            PUT(0xb8), put16(sel);
+            PUT(0x8e, (u8)(0xc0 | ((const u8[]){0, 3, 4, 5, 4, 5, 4, 2})[below(below(8) ? 7 : 8)] << 3));
+        }
+        break;
+    case 8: /* what the rights to registers and pages hang on: CR0.TS, EM, MP, AM, WP; CR4.TSD, OSFXSR, OSXSAVE...; CR3 */
+        if (real(b))
+            break;
+        switch (below(4)) {
+        case 0:
+            PUT(0x0f, 0x06); /* clts */
+            break;
+        case 1:
+            PUT(0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8); /* mov rax, cr3; mov cr3, rax */
+            break;
+        default: { /* mov rax, crN; btc eax, bit; mov crN, rax */
+            bool cr4 = below(2);
+            if (bits == 16) {
+                PUT(0x0f, 0x20, cr4 ? 0xe0 : 0xc0, 0x66, 0x0f, 0xba, 0xf8);
+            } else {
+                PUT(0x0f, 0x20, cr4 ? 0xe0 : 0xc0, 0x0f, 0xba, 0xf8);
+            }
+            PUT(cr4 ? ((const u8[]){9, 10, 18, 2, 7})[below(5)] : ((const u8[]){1, 2, 3, 3, 18, 16, 16})[below(7)]);
+            PUT(0x0f, 0x22, cr4 ? 0xe0 : 0xc0);
+        }
+        }
+        break;
+    case 9: /* the rights to a page of data: a bit of its entry changes, INVLPG */
+        if (block[b].mode == M64 || block[b].mode == M32) {
+            u32 page = TWIN_DATA + below(8) * PAGE_SIZE;
+            for (unsigned n = 0; n < 2; n++) {
+                PUT(0x0f, 0x01); /* invlpg first, too: nothing comes of it at CPL 3 */
+                if (bits == 64)
+                    PUT(0x3c, 0x25);
+                else
+                    PUT(0x3d);
+                put32(page);
+                if (n)
+                    break;
+                PUT(0x0f, 0xba); /* btc dword [entry], bit */
+                if (bits == 64)
+                    PUT(0x3c, 0x25);
+                else
+                    PUT(0x3d);
+                put32(TWIN_PT + page / PAGE_SIZE * 8);
+                PUT((u8)below(3));
+            }
         }
         break;
     case 7: /* a short loop */
@@ -453,7 +498,8 @@ static void go_elsewhere(struct twins *t)
     const struct vcpu *a = t->a.v;
     unsigned b = below(BLOCKS);
     const u8 bits = a->code_mode == CODE_64 ? 64 : a->code_mode == CODE_32 ? 32 : 16;
-    if (a->activity != ACTIVITY_ACTIVE || mode_info[block[b].mode].bits != bits || a->mode == MODE_REAL)
+    if (a->activity != ACTIVITY_ACTIVE || mode_info[block[b].mode].bits != bits || a->mode == MODE_REAL ||
+        (mode_info[block[b].mode].cs & 3) != a->cpl)
         return;
     u64 rip = address(b, block[b].at), sp = TWIN_STACK - below(0x40) * 8;
     for (unsigned n = 0; n < 2; n++) {

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #define PML4 0x1000u
-#define PT 0x4000u
+#define PT TWIN_PT
 #define GDT 0x5000u
 #define TSS 0x5800u
 #define IDT 0x6000u
@@ -84,6 +84,7 @@ static void tables(u8 *m, enum twin_world world)
     };
     for (unsigned n = 0; n < ARRAY_SIZE(segments); n++)
         store64(m + GDT + (segments[n].sel & ~7u), descriptor(segments[n].ar));
+    store64(m + GDT + (SEL_BASED & ~7u), descriptor(0xc0f3) | 0x80ull << 16);
     store64(m + GDT + SEL_TSS, 0x67ull | (u64)TSS << 16 | 0x8bull << 40);
     store64(m + TSS + 4, HANDLER_STACK); /* RSP0, or ESP0 */
     if (world != TWIN_LONG)
