@@ -375,6 +375,8 @@ static void compiled(unsigned b)
     for (unsigned n = 0; n < 3; n++) {
         base[n] = n && below(4) ? base[0] : (u8)some_base(wide);
         u32 at = TWIN_DATA + (below(3) ? 0xa00 + below(0xc00) : 0xf80 + below(0x100)) + (below(4) ? below(3) : 3 + below(5)) * PAGE_SIZE;
+        if (!below(12)) /* a page that the MMU wants to know writes to */
+            at = TWIN_PT + 0xc00 + below(0x300);
         if (base[n] == RSP || (n && base[n] == base[0]) || !below(8))
             continue;
         if (base[n] > 7)
