@@ -352,7 +352,7 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
-    struct jit_options { u64 cache; FILE *dump, *map; u32 heat; } jit_options; /* bytes, 0: default; listings, NULL: none; lock-step's patience, 0: default */
+    struct jit_options { u64 cache; FILE *dump, *map; u32 heat; } jit_options; /* bytes, 0: default; listings, NULL: none; executions before a block is translated, 0: default */
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
@@ -377,6 +377,7 @@ struct vcpu {
     bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
 
     /* ---- seldom looked at: behind what the engines use ---- */
+    u64 seg_room[2 * SEG_LDTR]; /* outside 64-bit mode, for reads, then for writes: bytes from offset 0 that need no other check */
     struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */

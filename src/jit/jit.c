@@ -53,16 +53,6 @@ static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
 
 /* ---- stubs ---- */
 
-static void put_push(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x50 | (r & 7));
-}
-static void put_pop(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x58 | (r & 7));
-}
 static void put_registers(struct code_buf *c, bool load)
 {
     for (unsigned r = 0; r < 16; r++)
@@ -141,6 +131,8 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    refill_make_stubs(j, &c);
+
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -202,6 +194,8 @@ static bool mode_ok(const struct vcpu *v)
         return false;
     if (v->code_mode == CODE_64)
         return true;
+    if (v->code_mode == CODE_16)
+        return jit_segmented_ok(v);
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
@@ -380,6 +374,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -413,6 +408,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
     return count;
 }
 
@@ -503,7 +499,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, jit_call_body); }
 static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
 int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
 

@@ -143,7 +143,7 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->call || p == j->exit || p == j->units_load;
+    return p == j->call || p == j->exit || p == j->units_load || p == j->refill[0] || p == j->refill[1];
 }
 
 unsigned long code_check(const struct vcpu *v, void (*note)(csh h, const cs_insn *i))
