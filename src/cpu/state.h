@@ -233,6 +233,17 @@ struct vcpu_debug {
     u64 hit_pa; /* of a physical range */
 };
 
+/*
+ * What an engine has found out about the pages that it executes from, in words of its own: the MMU makes each of them
+ * CODE_GUARD_NONE whenever a page may be mapped or executable no longer, or the address space changes.
+ */
+#define CODE_GUARD_NONE BIT64(63) /* never a RIP */
+#define CODE_GUARDS_TOLD 8192
+struct code_guards {
+    u64 n;
+    u64 *told[CODE_GUARDS_TOLD];
+};
+
 struct virt_ops;
 struct intc_ops;
 struct irq_line;
@@ -373,6 +384,7 @@ struct vcpu {
     struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */
+    struct code_guards *guards; /* NULL: the engine has none */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 };
 

@@ -251,7 +251,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         struct state before;
         size_t len = 0;
         bool stop = false;
-        const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
+        unsigned from = (unsigned)(rip - start);
         v->rip = rip;
         state_take(v, &before);
         r->n = 0;
@@ -264,11 +264,11 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
             bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
             if (!native && n != first) {
                 stop = r->missed;
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 break;
             }
             if (native) {
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 len += i->len;
             }
             i->fn(v, i);

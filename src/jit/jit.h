@@ -13,6 +13,7 @@ enum jit_exit {
     JIT_EXIT_FAR,       /* the block ended with something that changes modes or mappings */
     JIT_EXIT_ATTENTION, /* after an instruction that asked for it */
     JIT_EXIT_STOP,      /* the end of a region (lock-step) */
+    JIT_EXIT_GUARD,     /* a page of the path is not known to be mapped as it was */
     JIT_EXIT_COUNT,
 };
 

@@ -106,12 +106,12 @@ struct space_key {
     u64 apic; /* APIC-access page: decides what may be granted */
 };
 
-/* Jump hints, and which runs of JUMP_RUN of them may hold any: a flush touches no others. */
+/* What is known of where a RIP leads, and which runs of JUMP_RUN of the entries may hold any: a flush touches no others. */
 #define JUMP_RUN 32u
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
-    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with hints into pages that are not global */
+    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with entries into pages that are not global */
 };
 
 struct tlb {
@@ -127,7 +127,7 @@ struct tlb {
     /* So that INVLPG need not look at everything. */
     struct filter fragments;          /* large pages of which there are entries */
     struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
-    struct jump_cache *jump[2];       /* supervisor, user; made on first use */
+    struct jump_cache *jump[JUMP_KINDS * 2]; /* enum jump_kind; supervisor, user; made on first use */
 };
 
 struct mmu {
@@ -190,7 +190,7 @@ static void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
 
 static void jump_clear(struct tlb *t, bool keep_global)
 {
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(t->jump); i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
             u64 drop = keep_global ? j->local[n] : j->used[n];
@@ -209,7 +209,7 @@ static void jump_clear(struct tlb *t, bool keep_global)
 static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 {
     unsigned others = 0;
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(t->jump); i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++)
             for (u64 runs = j->used[n]; runs; runs &= runs - 1) {
@@ -217,10 +217,11 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
                 for (unsigned k = 0; k < JUMP_RUN; k++) {
                     if (!e[k].block)
                         continue;
-                    if (!((e[k].rip ^ la) >> lg2))
+                    /* The page of the last byte counts too, if it is an instruction that crosses. */
+                    if (!((e[k].rip ^ la) >> lg2) || !(((e[k].rip + 14) ^ la) >> lg2))
                         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
                     else
-                        others |= filter_shared(e[k].rip, la);
+                        others |= filter_shared(e[k].rip, la) | filter_shared(e[k].rip + 14, la);
                 }
             }
     }
@@ -234,9 +235,21 @@ static void cells_forget(struct vcpu *v)
         memset(v->cell_limit, 0, sizeof(v->cell_limit));
 }
 
+/* What translated code was told about pages that it executes from may be true no longer. */
+static void guards_forget(struct vcpu *v)
+{
+    struct code_guards *g = v ? v->guards : NULL;
+    if (!g)
+        return;
+    for (u64 n = 0; n < g->n; n++)
+        *g->told[n] = CODE_GUARD_NONE;
+    g->n = 0;
+}
+
 static void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
     cells_forget(m->v);
+    guards_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
     if (!keep_global) {
@@ -314,6 +327,7 @@ static void flushed(struct mmu *m, enum flush_cause cause)
 {
     m->stats.flushes[cause]++;
     cells_forget(m->v);
+    guards_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }
@@ -393,8 +407,8 @@ void mmu_free(struct mmu *m)
     shadow_close(m->shadow);
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i]) {
-            free(m->space[i]->jump[0]);
-            free(m->space[i]->jump[1]);
+            for (unsigned k = 0; k < ARRAY_SIZE(m->space[i]->jump); k++)
+                free(m->space[i]->jump[k]);
             free(m->space[i]);
         }
     free(m);
@@ -537,6 +551,7 @@ void mmu_update(struct vcpu *v)
             memcpy(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
         }
         m->now = t;
+        guards_forget(v);
         m->stats.space_switches++;
     }
     struct tlb *t = m->now;
@@ -602,22 +617,24 @@ u32 mmu_access_mode(const struct vcpu *v)
     return v->rflags & FL_AC ? ACCESS_AC : 0;
 }
 
-static struct jump_cache *jump_cache(struct vcpu *v)
+static struct jump_cache *jump_cache(struct vcpu *v, enum jump_kind kind)
 {
     struct mmu *m = v->mmu;
     if (unlikely(m->stale || !m->now))
         mmu_update(v);
-    struct jump_cache **j = &m->now->jump[v->cpl == 3];
+    struct jump_cache **j = &m->now->jump[kind * 2 + (v->cpl == 3)];
     if (unlikely(!*j)) {
         *j = calloc(1, sizeof(**j));
         if (!*j)
             panic("out of memory for a jump cache");
-        jump_fill_empty((*j)->e, JUMP_CACHE_SIZE);
+        /* Only here would an empty entry of zeros be found: for RIP 0. */
+        jump_fill_empty((*j)->e, 2);
     }
     return *j;
 }
 
-struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
+struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v, JUMP_BLOCKS)->e; }
+struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind) { return jump_cache(v, kind)->e; }
 
 /* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
 static bool rip_is_global(const struct vcpu *v, gva_t rip)
@@ -630,14 +647,45 @@ static bool rip_is_global(const struct vcpu *v, gva_t rip)
     return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
 }
 
+/* Entry @n of @j is about to hold what @rip leads to. */
+static void jump_note(const struct vcpu *v, struct jump_cache *j, unsigned n, gva_t rip)
+{
+    bit_set(j->used, n / JUMP_RUN);
+    if (!rip_is_global(v, rip) || !rip_is_global(v, rip + 14))
+        bit_set(j->local, n / JUMP_RUN);
+}
+
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
-    struct jump_cache *j = jump_cache(v);
+    struct jump_cache *j = jump_cache(v, JUMP_BLOCKS);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
-    bit_set(j->used, n / JUMP_RUN);
-    if (!rip_is_global(v, rip))
-        bit_set(j->local, n / JUMP_RUN);
+    jump_note(v, j, n, rip);
     j->e[n] = (struct jump_cache_entry){rip, block};
+}
+
+void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code)
+{
+    struct jump_cache *j = jump_cache(v, kind);
+    unsigned n = jump_code_way(rip);
+    struct jump_cache_entry *e = &j->e[n];
+    jump_note(v, j, n, rip);
+    if (e[0].rip != rip) /* the first way is what was asked for last */
+        e[1] = e[0];
+    e[0] = (struct jump_cache_entry){rip, code};
+}
+
+void mmu_jump_codes_forget(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    for (unsigned s = 0; s < SPACES; s++)
+        for (unsigned k = JUMP_CODE64 * 2; m->space[s] && k < JUMP_KINDS * 2; k++) {
+            struct jump_cache *j = m->space[s]->jump[k];
+            for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
+                for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+                    jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
+                j->used[n] = j->local[n] = 0;
+            }
+        }
 }
 
 /* ---- translation ---- */

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #define PML4 0x1000u
-#define PT 0x4000u
+#define PT TWIN_PT
 #define GDT 0x5000u
 #define TSS 0x5800u
 #define IDT 0x6000u
@@ -65,6 +65,18 @@ void twins_free(struct twins *t)
 {
     twin_free(&t->a);
     twin_free(&t->b);
+}
+
+void twins_remap(struct twins *t, unsigned page, unsigned to)
+{
+    gva_t la = TWIN_ALIAS + TWIN_CODE + page * PAGE_SIZE;
+    u8 entry[8];
+    store64(entry, (TWIN_CODE + to * PAGE_SIZE) | 7);
+    for (unsigned n = 0; n < 2; n++) {
+        struct twin *g = n ? &t->b : &t->a;
+        physmap_write(g->pm, PT + la / PAGE_SIZE * 8, entry, sizeof(entry));
+        mmu_invlpg(g->v, la);
+    }
 }
 
 /* ---- contents ---- */
