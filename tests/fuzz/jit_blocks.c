@@ -434,7 +434,7 @@ static void compiled_16(unsigned b)
         load_segment(b, SEG_SS, SEL_DATA16);
     PUT(0x66, 0xbc), put32(0xbc00 + below(0x80) * 8); /* mov esp, imm32 */
     for (unsigned n = 0; n < 4; n++)
-        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
+        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : !below(6) ? 0xff80 + below(0x80) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
     bool loop = below(4);
     if (loop)
         PUT(0xb9), put16(1 + below(8));
