@@ -149,6 +149,12 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
             v->seg[s] = (struct segment){.limit = limit, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
                                          .base = s == SEG_FS ? 0 : TWIN_DATA};
     }
+    if (world != TWIN_REAL && rnd() & 1)
+        for (unsigned s = SEG_FS; s <= SEG_GS; s++) {
+            v->seg[s].base = rnd() & 0xff0;
+            if (world == TWIN_LEGACY)
+                v->seg[s].limit = TWIN_DATA + 0x2000 + (rnd() & 0xfff);
+        }
     struct segment *c = &v->seg[SEG_CS];
     if (world == TWIN_REAL) {
         *c = (struct segment){.limit = 0xffff, .ar = AR_P | AR_S | 0xb, .sel = TWIN_CODE >> 4, .base = TWIN_CODE};
