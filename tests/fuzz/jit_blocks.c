@@ -287,6 +287,8 @@ static void access(bool wide, unsigned prefix, bool w, unsigned op, unsigned reg
 {
     s32 disp = base == RSP ? (s32)below(40) * 8 : below(8) ? (s32)below(64) * 4 - 128 : (s32)below(0x1000) - 0x800;
     bool small = disp == (s8)disp && below(4);
+    if (!below(12))
+        PUT(((const u8[]){0x64, 0x65, 0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e})[below(8)]);
     if (prefix)
         PUT((u8)prefix);
     u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (base >> 3 & 1));
@@ -377,6 +379,9 @@ static void compiled(unsigned b)
 {
     bool wide = bits_of(b) == 64;
     u8 base[3];
+    bool other = block[b].mode == M32 || block[b].mode == P32 ? below(2) : false;
+    if (other) /* FS: offsets of 16 bits, a limit */
+        load_segment(b, SEG_FS, SEL_DATA16);
     for (unsigned n = 0; n < 3; n++) {
         base[n] = n && below(4) ? base[0] : (u8)some_base(wide);
         u32 at = TWIN_DATA + (below(3) ? 0xa00 + below(0xc00) : 0xf80 + below(0x100)) + (below(4) ? below(3) : 3 + below(5)) * PAGE_SIZE;
@@ -394,7 +399,12 @@ static void compiled(unsigned b)
         load_register(b, RCX, 1 + below(8));
     u32 head = pos;
     for (unsigned n = 4 + below(16); n--;)
-        compiled_insn(wide, base);
+        if (other && !below(6)) { /* mov, add through FS with a 16-bit address */
+            PUT(0x64, 0x67, ((const u8[]){0x8b, 0x89, 0x03, 0x01})[below(4)], (u8)(0x80 | below(2) * 2 << 3 | below(8)));
+            put16(below(0x10000));
+        } else {
+            compiled_insn(wide, base);
+        }
     if (!loop)
         return;
     PUT(0xff, 0xc9); /* dec ecx */
