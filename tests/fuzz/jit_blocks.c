@@ -289,15 +289,25 @@ static void access(bool wide, unsigned prefix, bool w, unsigned op, unsigned reg
     bool small = disp == (s8)disp && below(4);
     if (!below(12))
         PUT(((const u8[]){0x64, 0x65, 0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e})[below(8)]);
+    if (wide && !below(24))
+        PUT(0x67);
     if (prefix)
         PUT((u8)prefix);
+    bool relative = wide && !below(16), index = !below(8); /* [rip + disp]; RCX is a small number, mostly */
     u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (base >> 3 & 1));
     if (wide && (rex != 0x40 || !below(8)))
         PUT(rex);
     if (op >> 8)
         PUT((u8)(op >> 8));
-    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (base & 7)));
-    if ((base & 7) == RSP)
+    if (relative) {
+        PUT((u8)op, (u8)((reg & 7) << 3 | 5));
+        put32(TWIN_DATA + 0x1000 + (u32)disp - (TWIN_CODE + pos + 4));
+        return;
+    }
+    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (index ? 4 : base & 7)));
+    if (index)
+        PUT((u8)(below(4) << 6 | RCX << 3 | (base & 7)));
+    else if ((base & 7) == RSP)
         PUT(0x24);
     if (small)
         PUT((u8)disp);
@@ -314,11 +324,11 @@ static void on_register(bool wide, bool w, unsigned op, unsigned reg, unsigned r
     PUT((u8)op, (u8)(0xc0 | (reg & 7) << 3 | (rm & 7)));
 }
 
-static void compiled_insn(bool wide, const u8 *base)
+static void compiled_insn(unsigned b, bool wide, const u8 *base)
 {
     unsigned r = base[below(3)], moved = r == RSP ? base[0] : r, d = some_data(wide);
     bool w = wide && below(2);
-    switch (below(16)) {
+    switch (below(18)) {
     case 0: case 1: access(wide, 0, w, 0x8b, d, r); break;
     case 2: case 3: access(wide, 0, w, 0x89, d, r); break;
     case 4: access(wide, below(3) ? 0 : 0x66, w, ((const u16[]){0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x11, 0x33, 0x85, 0x0fb6, 0x0fbf, 0x0faf, 0x0f44, 0x2b})[below(14)], d & 3, r); break;
@@ -370,6 +380,13 @@ static void compiled_insn(bool wide, const u8 *base)
         break;
     }
     case 13: on_register(wide, w, ((const u16[]){0x01, 0x29, 0x11, 0x19, 0x31, 0x85, 0x39, 0x0faf})[below(8)], d, some_data(wide)); break;
+    case 16: plain(b); break;
+    case 17: /* shifts by CL and by a number, of a register and of memory */
+        if (below(2))
+            on_register(wide, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 2})[below(6)], d);
+        else
+            access(wide, 0, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 3})[below(6)], r);
+        break;
     case 14: PUT(0x0f, (u8)((below(2) ? 0x90 : 0x40) | below(16)), (u8)(0xc0 | below(2) * 2)); break; /* setcc, cmovcc */
     default: access(wide, 0, w, 0xff, below(2), r); break; /* inc, dec */
     }
@@ -403,7 +420,7 @@ static void compiled(unsigned b)
             PUT(0x64, 0x67, ((const u8[]){0x8b, 0x89, 0x03, 0x01})[below(4)], (u8)(0x80 | below(2) * 2 << 3 | below(8)));
             put16(below(0x10000));
         } else {
-            compiled_insn(wide, base);
+            compiled_insn(b, wide, base);
         }
     if (!loop)
         return;
