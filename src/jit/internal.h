@@ -127,6 +127,7 @@ struct jit {
     u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2]; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */

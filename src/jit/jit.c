@@ -81,7 +81,9 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
-static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+
+static void make_stubs(struct jit *j)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
@@ -120,7 +122,7 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
-    put_c_call(&c, (const void *)(uintptr_t)body);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_body : (const void *)(uintptr_t)jit_call_body);
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_rr(&c, false, 0x85, H_RAX, H_RAX);
     u8 *leave = put_jcc(&c, CC_NE);
@@ -473,7 +475,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+static int attach_with(struct vcpu *v, u32 heat, bool lockstep)
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -482,6 +484,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
+        j->lockstep = lockstep;
         ask_host(j);
         j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
@@ -489,7 +492,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
-            make_stubs(j, body);
+            make_stubs(j);
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;
@@ -499,9 +502,9 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, jit_call_body); }
-static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
-int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, false); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1, false); }
+int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, true); }
 
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {
