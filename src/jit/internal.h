@@ -124,7 +124,7 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *far, *exit, *vec_store, *units_load, *forget; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     u32 heat;           /* executions before a block is translated */
@@ -176,6 +176,8 @@ void jit_dump(const struct vcpu *v, const struct block *head, const struct path 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */
 u32 jit_units_of(const struct insn_row *row);
+/* Whether a system or string instruction would be run natively, were its memory granted. For lock-step. */
+bool system_ready(const struct vcpu *v, const struct insn *i);
 /* Called by translated code: makes the host hold the units @need; 0: they are not to be had now. */
 u64 jit_units_enter(struct vcpu *v, struct frame *f, u32 need);
 /* The vector registers are stored: the rest goes back to struct vcpu, and the host has its own again. */
@@ -184,5 +186,7 @@ void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(s
 
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+/* Likewise for an instruction that modes and mappings may change with: the code to go on with, or why to leave. */
+u64 jit_call_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
 /* Registers are in v: the rest of the frame follows. */
 void jit_leave(struct vcpu *v, struct frame *f);

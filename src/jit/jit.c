@@ -141,6 +141,30 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    /* The body of the instruction at RCX, INFO in EAX, which ends its block and more. Not called. */
+    j->far = c.p;
+    put_registers(&c, false);
+    put_vec_store(j, &c, 0);
+    put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
+    put_mov_rr(&c, H_RSI, H_RCX);
+    put_rr(&c, false, 0x8b, H_RDX, H_RAX);
+    put_mov_rr(&c, H_RCX, H_RSP);
+    put_c_call(&c, (const void *)(uintptr_t)jit_call_far);
+    put_alu_imm(&c, true, 7, H_RAX, JIT_EXIT_COUNT);
+    leave = put_jcc(&c, CC_B);
+    put_registers(&c, true);
+    put1(&c, 0xff), put1(&c, 0xe0); /* jmp rax */
+    put_target(leave, c.p);
+    put_return(&c);
+
+    /* What cells_forget() of the MMU does. Changes no register and no flag. */
+    j->forget = c.p;
+    for (s32 n = 0; n < CELLS; n++) {
+        put_rm(&c, true, 0xc7, 0, H_RBP, V_AT(cell_limit) + n * 8);
+        put4(&c, 0);
+    }
+    put1(&c, 0xc3);
+
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -148,19 +172,27 @@ static void make_stubs(struct jit *j)
 
 /* ---- called by translated code ---- */
 
-u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+/* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
+static bool mode_ok(const struct vcpu *v)
+{
+    if (v->cet) /* near branches do more than they say */
+        return false;
+    if (v->code_mode == CODE_64)
+        return true;
+    u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
+    return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
+           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
+}
+
+/* The body of @i runs, with everything in @v as the interpreter has it; icount at the start of the block is returned. */
+static alwaysinline u64 body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
-    const struct insn_row *row = insn_row(i);
     if (f->units)
         jit_units_leave(v, f);
     j->stats.calls++;
     j->stats.row_calls[i->row]++;
-    if (row->jit != JIT_CALL) {
-        j->stats.slow++;
-        j->stats.row_slow[i->row]++;
-    }
     v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
     v->next_rip = v->rip + i->len;
     v->insn = i;
@@ -174,14 +206,48 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         f->left += (s64)(v->budget_end - f->end);
         f->end = v->budget_end;
     }
+    return start;
+}
+
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+{
+    struct jit *j = f->jit;
+    if (insn_row(i)->jit != JIT_CALL) {
+        j->stats.slow++;
+        j->stats.row_slow[i->row]++;
+    }
+    u64 start = body(v, i, info, f);
     if (unlikely(attention(v))) {
         v->rip = v->next_rip;
         v->icount = start + INFO_IDX(info) + 1;
-        ip->current = NULL;
+        v->interp->current = NULL;
         return 1;
     }
     f->flags = flags_get(v);
     return 0;
+}
+
+u64 jit_call_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+{
+    struct jit *j = f->jit;
+    u64 start = body(v, i, info, f);
+    v->rip = v->next_rip;
+    v->icount = start + INFO_IDX(info) + 1;
+    v->insn = NULL;
+    v->interp->current = NULL;
+    if (unlikely(attention(v)))
+        return JIT_EXIT_ATTENTION;
+    struct context c;
+    context_load(v, &c);
+    gva_t la = (c.cs_base + v->rip) & v->linear_mask;
+    const struct jump_cache_entry *hint = &c.hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
+    const struct block *b = hint->block;
+    if (hint->rip != la || b->mode != c.mode || !b->code || v->rip + b->bytes - 1 > c.rip_max || j->patched || !mode_ok(v))
+        return JIT_EXIT_FAR;
+    f->hints = c.hints;
+    f->rip = v->rip;
+    f->flags = flags_get(v);
+    return (u64)(uintptr_t)b->code;
 }
 
 void jit_leave(struct vcpu *v, struct frame *f)
@@ -194,18 +260,6 @@ void jit_leave(struct vcpu *v, struct frame *f)
 }
 
 /* ---- translation ---- */
-
-/* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
-static bool mode_ok(const struct vcpu *v)
-{
-    if (v->cet) /* near branches do more than they say */
-        return false;
-    if (v->code_mode == CODE_64)
-        return true;
-    u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
-    return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
-           !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
-}
 
 /* The instructions of @p one behind the other, as a block that is found by nobody. */
 static struct block *path_block(struct jit *j, const struct block *head, const struct path *p)
