@@ -6,6 +6,16 @@
  */
 #include "vmx/vmx.h"
 
+static void field_changed(struct vmx_again *a, const struct vmx_snapshot *s, unsigned n)
+{
+    u64 changed = a->f[n] ^ s->f[n];
+    a->f[n] = s->f[n];
+    if (n == VMCS_GUEST_RFLAGS)
+        changed &= ~FL_ARITH; /* which are not looked at, and change all the time */
+    for (unsigned w = 0; changed && w < VMX_AGAIN_WORDS; w++)
+        a->todo[w] |= a->rows_of[n][w];
+}
+
 /* Begins a VM entry: the rows that must run. */
 void vmx_again_begin(struct vmx_again *a, const struct vmx_snapshot *s)
 {
@@ -18,12 +28,18 @@ void vmx_again_begin(struct vmx_again *a, const struct vmx_snapshot *s)
     a->passed = false;
     memset(a->todo, 0, sizeof(a->todo));
     if (same) {
-        for (unsigned n = 0; n < VMCS_SLOT_COUNT; n++) {
-            if (likely(a->f[n] == s->f[n]))
-                continue;
-            a->f[n] = s->f[n];
-            for (unsigned w = 0; w < VMX_AGAIN_WORDS; w++)
-                a->todo[w] |= a->rows_of[n][w];
+        for (unsigned n = 0; n < VMCS_SLOT_COUNT; n += 8) {
+            u64 changed = 0;
+            unsigned end = n + 8 < VMCS_SLOT_COUNT ? n + 8 : VMCS_SLOT_COUNT;
+            if (end == n + 8) {
+#pragma GCC unroll 8
+                for (unsigned k = 0; k < 8; k++)
+                    changed |= a->f[n + k] ^ s->f[n + k];
+            } else {
+                changed = 1;
+            }
+            for (unsigned k = n; changed && k < end; k++)
+                field_changed(a, s, k);
         }
         return;
     }
