@@ -657,8 +657,10 @@ bool cpu_boundary(struct vcpu *v)
         take_request(v, REQ_EXIT);
         return false;
     }
-    u32 att = atomic_fetch_and_explicit(
-        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW), memory_order_acquire);
+    u32 looked_at = ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW;
+    if (!v->guest_mode)
+        looked_at |= ATT_VIRT; /* left over from guest mode: the next entry sets it again */
+    u32 att = atomic_fetch_and_explicit(&v->attention, ~looked_at, memory_order_acquire);
     u32 req = atomic_load_explicit(&v->requests, memory_order_acquire);
 
     age(v, att);

@@ -347,7 +347,7 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
-    struct jit_options { u64 cache; FILE *dump, *map; } jit_options; /* bytes, 0: default; listings, NULL: none */
+    struct jit_options { u64 cache; FILE *dump, *map; u32 heat; } jit_options; /* bytes, 0: default; listings, NULL: none; lock-step's patience, 0: default */
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;

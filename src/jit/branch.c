@@ -249,7 +249,7 @@ static void emit_ret_along(struct tr *t, const struct insn *i)
 {
     struct ea e = stack_ea(t, RSP, 0);
     struct mem m;
-    flags_keep(t);
+    flags_guard(t);
     mem_check(t, &e, word(t), false, &m);
     put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(rip));
     put_rm(t->c, t->wide, 0x8d, H_RAX, H_RAX, t->q->off[t->idx + 1]);
@@ -267,7 +267,7 @@ void emit_along(struct tr *t, const struct insn *i, enum kind k)
         emit_jcc_along(t, i);
         break;
     case K_CALL_REL:
-        flags_keep(t);
+        flags_guard(t);
         emit_call_end(t, i);
         slow_leaves(t, JIT_EXIT_LOOKUP);
         break;

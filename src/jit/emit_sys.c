@@ -89,8 +89,9 @@ static void emit_pushf(struct tr *t)
     struct code_buf *c = t->c;
     struct ea e = stack_ea(t, RSP, -8);
     struct mem m;
+    flags_keep(t);
     mem_check(t, &e, 8, true, &m);
-    flags_spare(t);
+    flags_disturb(t);
     slow_if_set(t, V_AT(flags_intercepted));
     put_rm(c, false, 0x0fb6, H_RAX, H_RSP, F_AT(flags)); /* OF */
     put_rr(c, false, 0xc1, 4, H_RAX), put1(c, 11);
@@ -130,6 +131,8 @@ static void emit_popf(struct tr *t, unsigned cpl)
     put_rr(c, false, 0xc1, 4, H_RAX), put1(c, 8);
     put_rr(c, false, 0x0b, H_RAX, H_RCX);
     put_rm(c, false, 0x89, H_RAX, H_RSP, F_AT(flags));
+    t->flags = FL_MEMORY;
+    t->recipe.op = AGAIN_NONE;
     stack_move(t, 8);
 }
 
@@ -183,6 +186,8 @@ static void emit_cmpxchg16b(struct tr *t, const struct insn *i)
     struct ea e;
     struct mem m;
     ea_of(t, i, &e);
+    flags_keep(t);
+    t->recipe.op = AGAIN_NONE; /* its registers may not be where they were */
     mem_check(t, &e, 16, true, &m);
     mem_to_rcx(t, &m);
     flags_spare(t);
@@ -263,7 +268,6 @@ bool emit_system(struct tr *t, const struct insn *i)
     }
     if (i->row == ROW_POPFQ) {
         emit_popf(t, cpl);
-        t->flags = FL_MEMORY;
         return false;
     }
     flags_spare(t);

@@ -91,7 +91,7 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
-static void make_stubs(struct jit *j)
+static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
@@ -130,7 +130,7 @@ static void make_stubs(struct jit *j)
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
-    put_c_call(&c, (const void *)(uintptr_t)jit_call_body);
+    put_c_call(&c, (const void *)(uintptr_t)body);
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_rr(&c, false, 0x85, H_RAX, H_RAX);
     u8 *leave = put_jcc(&c, CC_NE);
@@ -185,7 +185,7 @@ static bool mode_ok(const struct vcpu *v)
 }
 
 /* The body of @i runs, with everything in @v as the interpreter has it; icount at the start of the block is returned. */
-static alwaysinline u64 body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+static alwaysinline u64 run_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
@@ -216,7 +216,7 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
         j->stats.slow++;
         j->stats.row_slow[i->row]++;
     }
-    u64 start = body(v, i, info, f);
+    u64 start = run_body(v, i, info, f);
     if (unlikely(attention(v))) {
         v->rip = v->next_rip;
         v->icount = start + INFO_IDX(info) + 1;
@@ -230,7 +230,7 @@ u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *
 u64 jit_call_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
 {
     struct jit *j = f->jit;
-    u64 start = body(v, i, info, f);
+    u64 start = run_body(v, i, info, f);
     v->rip = v->next_rip;
     v->icount = start + INFO_IDX(info) + 1;
     v->insn = NULL;
@@ -320,54 +320,63 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
     }
 }
 
-static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
+/* Whether @b has a translation that may run as things are; it is counted, and perhaps translated now. */
+static bool translated(struct vcpu *v, struct block *b)
 {
     struct jit *j = v->jit;
-    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
-    if (unlikely(attention(v)))
-        return HOT_COLD;
     if (!b->code) {
         if (j->pending) /* translated code leads here: it is no beginner */
             b->heat += j->heat / 4;
         j->pending = 0;
         if (++b->heat < j->heat || !b->host || !mode_ok(v))
-            return HOT_COLD;
+            return false;
         struct block_links *links;
         u8 *code = translate_block(v, b, &links);
         if (!code) {
             b->heat = 0;
-            return HOT_COLD;
+            return false;
         }
         b->links = links;
         b->code = code;
     } else if (unlikely(!mode_ok(v))) {
-        return HOT_COLD;
+        return false;
     }
     if (j->pending) {
         link_set(j, j->pending, b);
         j->pending = 0;
     }
-    if (v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
-        return HOT_COLD;
+    return true;
+}
+
+/* Runs the translation of @b for at most @budget instructions; why it came back. */
+static u64 run_translation(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget)
+{
+    struct jit *j = v->jit;
     if (j->patched) {
         j->serialise();
         j->patched = false;
     }
-    struct frame f = {.left = (s64)(v->budget_end - v->icount), .rip = v->rip, .flags = flags_get(v), .hints = c->hints,
-                      .end = v->budget_end, .jit = j};
+    struct frame f = {.left = (s64)budget, .rip = v->rip, .flags = flags_get(v), .hints = hints, .end = v->icount + budget, .jit = j};
     v->insn = NULL;
     v->interp->current = NULL;
     j->stats.entries++;
-    u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
+    u64 (*code)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
-    u64 why = enter(v, &f, b->code);
+    u64 why = code(v, &f, b->code);
     v->interp->current = NULL;
     j->stats.exits[EXIT_REASON(why)]++;
-    if (EXIT_REASON(why) == JIT_EXIT_LINK) {
+    if (EXIT_REASON(why) == JIT_EXIT_LINK)
         j->pending = (u32)EXIT_LINK(why);
-        return HOT_DONE;
-    }
-    return EXIT_REASON(why) == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
+    return EXIT_REASON(why);
+}
+
+static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
+{
+    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
+    if (unlikely(attention(v)) || !translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
+        return HOT_COLD;
+    u64 why = run_translation(v, b, c->hints, v->budget_end - v->icount);
+    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
 }
 
 static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
@@ -394,8 +403,7 @@ static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, uns
     struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
     if (r->b == b && r->first == first && r->count == count && r->stop == stop && b->host)
         return r;
-    if (j->used + BLOCK_CODE_MAX > j->middle)
-        cache_empty(j);
+    cache_room(v, BLOCK_CODE_MAX, 0);
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
@@ -433,6 +441,33 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     enter(v, &f, r->code);
     v->icount = icount;
     return true;
+}
+
+/* In place of jit_call_body(): a path is left in front of the instruction. */
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+{
+    if (!f->hints) /* a region */
+        return jit_call_body(v, i, info, f);
+    if (f->units)
+        jit_units_leave(v, f);
+    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
+    v->icount = f->end - (u64)f->left - INFO_N(info) + INFO_IDX(info);
+    flags_put(v, (u32)f->flags);
+    return 1;
+}
+
+bool jit_path_ready(struct vcpu *v, struct block *b) { return translated(v, b); }
+
+u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget)
+{
+    u64 start = v->icount;
+    if (budget < ((const struct block_links *)b->links)->n)
+        return 0;
+    memset(v->cell_limit, 0, sizeof(v->cell_limit)); /* as for regions */
+    run_translation(v, b, hints, budget);
+    u64 count = v->icount - start;
+    v->icount = start;
+    return count;
 }
 
 const u8 *jit_region_code(const struct vcpu *v, size_t *size)
@@ -496,7 +531,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat)
+static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -512,7 +547,7 @@ static int attach_with(struct vcpu *v, u32 heat)
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
-            make_stubs(j);
+            make_stubs(j, body);
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;
@@ -522,8 +557,9 @@ static int attach_with(struct vcpu *v, u32 heat)
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT); }
-static int attach_eager(struct vcpu *v) { return attach_with(v, 1); }
+static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
+int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
 
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {

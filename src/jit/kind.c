@@ -84,8 +84,6 @@ static bool copy_possible(bool wide, const struct insn *i, const struct insn_row
     }
     if (memory && !ea_possible(wide, i))
         return false;
-    if (vvvv && !in_host(i->vvvv))
-        return false;
     if (cl && regs && !in_host(i->reg))
         return false;
     if (cl && high) /* RCX is taken by the count */
@@ -102,7 +100,10 @@ static bool rm_placed(bool wide, const struct insn *i, bool byte)
         return ea_possible(wide, i);
     return byte ? !(i->rm8 & 7) && in_host(i->rm8 / 8u) : in_host(i->rm);
 }
-static bool multiply_possible(bool wide, const struct insn *i) { return rm_placed(wide, i, !(i->opcode & 1)); }
+static bool multiply_possible(bool wide, const struct insn *i)
+{
+    return ((i->opcode & 1) && !(i->flags & INSN_MEM)) || rm_placed(wide, i, !(i->opcode & 1));
+}
 /* Operands of 32 and 64 bits that are not where the dividend is. */
 static bool divide_possible(bool wide, const struct insn *i)
 {

@@ -213,7 +213,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
     }
     bool taken = t->groups && base < 16 && (t->groups->valid & BIT(base)); /* the cell is a group's: not to be filled */
     cell = base + (write ? CELL_WRITE : 0);
-    flags_keep(t);
+    flags_guard(t);
     if (!taken && (STABLE | t->cells | t->steady) & BIT(base)) {
         if (!add) {
             ea_lea(t, H_RAX, e, 0);

@@ -21,11 +21,22 @@ enum kind {
     K_SYSTEM, K_STRING /* emit_sys.c */,
 };
 
+/*
+ * How the flags can be made again from registers that have not changed since: what a slow path does instead
+ * of the code in front of it saving them.
+ */
+struct recipe {
+    enum { AGAIN_NONE, AGAIN_CMP, AGAIN_TEST, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG, AGAIN_ZERO } op; /* ADD, SUB, NEG: @a is the result */
+    u8 size, a, b; /* guest registers; @b REG_NONE: @imm */
+    s32 imm;
+};
+
 struct slow {
     u8 *from[8];     /* jumps to it */
     unsigned n;
     u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
     bool load_flags; /* EFLAGS must hold the flags at @back */
+    struct recipe recipe; /* unless AGAIN_NONE: the flags are not in memory */
     s32 off;
     u8 idx;
     bool fip_valid;
@@ -89,6 +100,7 @@ struct tr {
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
     enum flag_state flags;
+    struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
     u8 kinds[PATH_MAX_INSNS]; /* enum kind of each */
@@ -122,10 +134,19 @@ void flags_save(struct tr *t); /* uses RAX */
 void flags_load(struct tr *t); /* uses RAX */
 /* EFLAGS are about to be overwritten by something that is not the instruction. */
 void flags_disturb(struct tr *t);
-/* Flags that only EFLAGS hold are saved. */
+/* The flags are in memory, for what is behind the translation. Uses RAX. */
 void flags_keep(struct tr *t);
-/* A test of our own comes: flags that only EFLAGS hold are saved, which uses RAX. */
+/* A test of our own comes: flags that only EFLAGS hold, and that cannot be made again, are saved. Uses RAX. */
+void flags_guard(struct tr *t);
+/* Likewise; and here it is. */
 void flags_spare(struct tr *t);
+/* The flags again, by @r; uses RAX. */
+void flags_again(struct tr *t, const struct recipe *r);
+/* Before and after an instruction that has written @writes: whether its flags, or those before it, can be made again. */
+void flags_before(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+void flags_after(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+/* General registers that the instruction may change. */
+u32 gprs_changed(const struct insn *i, enum kind k);
 /* Before the instruction itself, when RAX is free: the flags it needs. */
 void flags_want(struct tr *t);
 

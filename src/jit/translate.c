@@ -41,6 +41,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     else
         emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
+    t->recipe.op = AGAIN_NONE;
     t->units = 0;
     t->cells = 0;
     t->j->stats.called++;
@@ -79,8 +80,10 @@ static bool emit_insn(struct tr *t, bool last)
     }
     if (t->idx == 0 && t->groups)
         groups_check(t, t->groups);
+    flags_before(t, i, k, writes);
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
+        flags_after(t, i, k, writes);
         if (t->groups)
             groups_step(t, t->groups, i, k);
         return false;
@@ -131,6 +134,7 @@ static bool emit_insn(struct tr *t, bool last)
     case K_STRING: emit_string(t, i); break;
     }
     flags_written(t, writes);
+    flags_after(t, i, k, writes);
     slow_back(t);
     cells_after(t, i, k);
     if (t->groups)
@@ -143,7 +147,7 @@ static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
            k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
-           k == K_DIVIDE || k == K_SYSTEM || k == K_STRING || insn_row(i)->checks & CHK_UNITS;
+           k == K_DIVIDE || k == K_SYSTEM || k == K_STRING || jit_units_of(insn_row(i));
 }
 
 static void liveness(struct tr *t, unsigned end)

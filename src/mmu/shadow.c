@@ -84,6 +84,7 @@ static alwaysinline bool slat_use(struct shadow *s, const struct shadow_view *vi
     if (unlikely(!n))
         return false;
     n->used = (u32)s->stamp & STAMP_BITS;
+    n->hits++;
     u64 e;
     unsigned lg2 = PAGE_SHIFT;
     if (n->leaf) {
@@ -156,6 +157,7 @@ enum shadow_answer shadow_translate(struct shadow *s, const struct shadow_view *
         if (unlikely(!n))
             return SHADOW_UNKNOWN;
         n->used = (u32)s->stamp & STAMP_BITS;
+        n->hits++;
         struct traversal t = {.lg2 = PAGE_SHIFT};
         u64 e;
         if (likely(n->leaf != NULL)) {

@@ -155,9 +155,10 @@ void svm_exit(struct vcpu *v, const struct svm_exit *e)
     x->stats.exits[svm_exit_slot(e->code)]++;
     if (unlikely(v->exits != NULL))
         exit_profile_exit(v, svm_exit_slot(e->code), x->vmcb, e->code == SVM_EXIT_VMRUN, false);
-    log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx", v->index,
+    log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx rax=0x%llx rcx=0x%llx", v->index,
            svm_exit_name(e->code) ? svm_exit_name(e->code) : "?", (unsigned long long)e->info1, (unsigned long long)e->info2,
-           (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip);
+           (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip, (unsigned long long)v->gpr[RAX],
+           (unsigned long long)v->gpr[RCX]);
     save_guest(v);
     vmcb_store(v);
     svm_load_host(v);

@@ -265,10 +265,10 @@ void vmx_exit(struct vcpu *v, const struct vmx_exit *e)
         x->stats.exits[e->reason]++;
     if (unlikely(v->exits != NULL))
         exit_profile_exit(v, e->reason, x->current, e->reason == EXIT_REASON_VMLAUNCH || e->reason == EXIT_REASON_VMRESUME, false);
-    log_at(vmexit, "cpu%u %s qualification=0x%llx intr=0x%x idt=0x%llx rip=0x%llx len=%u", v->index,
+    log_at(vmexit, "cpu%u %s qualification=0x%llx intr=0x%x idt=0x%llx rip=0x%llx len=%u rax=0x%llx rcx=0x%llx", v->index,
            e->reason < VMX_EXIT_REASONS && vmx_exits[e->reason].name ? vmx_exits[e->reason].name : "TRAP_AFTER_FLUSH",
            (unsigned long long)qualification, intr_info, (unsigned long long)F(IDT_VECTORING_INFO_FIELD),
-           (unsigned long long)v->rip, insn_len);
+           (unsigned long long)v->rip, insn_len, (unsigned long long)v->gpr[RAX], (unsigned long long)v->gpr[RCX]);
 
     save_guest_state(v, e, vectoring);
     /* The lists are the hypervisor's: the TSC and the like are stored as VMX root operation sees them. */

@@ -4,11 +4,14 @@
  * blocks at random places in 64 KiB; each begins by telling the exception handlers (handlers.S) where to go on
  * after a fault, so that one fault does not end a program.
  *
- *   jit_blocks [BLOCKS [SEED [ENGINE]]]      at least so many; SEED is hexadecimal; ENGINE jit-eager or lockstep
+ *   jit_blocks [BLOCKS [SEED [ENGINE]]]      at least so many; SEED is hexadecimal; ENGINE jit-eager, lockstep, or check: the
+ *                                            JIT, with a look at all code it makes (check_code.h)
  *
  * A difference prints the seed of its program; "jit_blocks 1 SEED" repeats it.
  */
+#include "check_code.h"
 #include "jit/jit.h"
+#include "random_insn.h"
 #include "twins.h"
 
 #include <stdio.h>
@@ -24,16 +27,6 @@ static const struct { u8 world; u8 bits; u16 cs; } mode_info[MODES] = {
     [M32U] = {TWIN_LONG, 32, SEL_USER_CODE32}, [M16] = {TWIN_LONG, 16, SEL_CODE16}, [P32] = {TWIN_LEGACY, 32, SEL_CODE32},
     [P16] = {TWIN_LEGACY, 16, SEL_CODE16}, [R16] = {TWIN_REAL, 16, TWIN_CODE >> 4},
 };
-
-static u64 state;
-static u64 rnd(void)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state * 0x2545f4914f6cdd1dull;
-}
-static unsigned below(unsigned n) { return (unsigned)(rnd() >> 33) % n; }
 
 static u8 code[TWIN_CODE_SIZE];
 static struct { u32 at, patch; enum mode mode; } block[BLOCKS]; /* offsets in the code; .patch: a byte that is an immediate */
@@ -92,58 +85,13 @@ static bool wanted(const struct insn *i)
 
 static void plain(unsigned b)
 {
-    static const u8 mandatory[] = {0, 0x66, 0xf3, 0xf2};
     unsigned bits = bits_of(b);
     struct decode_ctx ctx = {.mode = bits == 64 ? CODE_64 : bits == 32 ? CODE_32 : CODE_16, .features = features, .real_or_v86 = real(b)};
     for (unsigned tries = 0; tries < 200; tries++) {
-        const struct insn_row *row = &insn_rows[1 + below(insn_row_count - 1)];
-        u8 out[40];
-        unsigned n = 0;
-        bool wide = bits == 64, address32 = bits != 16;
-        if (row->vex == 2)
-            continue;
-        if (row->vex) {
-            out[n++] = 0xc4;
-            out[n++] = (u8)((wide ? rnd() & 0xa0 : 0x80) | 0x40 | (row->map & 31) | (wide ? 0 : 0x20));
-            out[n++] = (u8)((rnd() & (wide ? 0x80 : 0)) | (rnd() & 0x7c) | row->pp | (wide ? 0 : 0x40));
-        } else {
-            if (!below(24))
-                out[n++] = 0xf0;
-            if (!below(24))
-                out[n++] = ((const u8[]){0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65})[below(6)];
-            if (bits == 16 && below(4) == 0)
-                out[n++] = 0x67, address32 = true;
-            if (row->pp != 1 && !below(bits == 16 ? 2 : 6))
-                out[n++] = 0x66;
-            if (row->pp)
-                out[n++] = mandatory[row->pp];
-            if (wide && below(3))
-                out[n++] = (u8)(0x40 | (rnd() & 15));
-            if (row->map)
-                out[n++] = 0x0f;
-            if (row->map > 1)
-                out[n++] = row->map == 2 ? 0x38 : 0x3a;
-        }
-        out[n++] = (u8)(row->opcode | (strstr(row->encoding, "+r") ? rnd() & 7 : 0));
-        const char *ext = strchr(row->encoding, '/');
-        u8 modrm = (u8)rnd();
-        if (below(2)) /* [bp + disp] */
-            modrm = (u8)(0x80 | (modrm & 0x38) | (address32 ? (below(2) && wide ? 6 : 5) : 6));
-        if (ext && ext[1] >= '0' && ext[1] <= '7')
-            modrm = (u8)((modrm & 0xc7) | (ext[1] - '0') << 3);
-        if (ext)
-            out[n++] = modrm;
-        if (ext && modrm >> 6 == 2) {
-            s32 disp = (s32)below(0x2800) - 0x1400;
-            if (row->checks & CHK_ALIGN16)
-                disp &= ~63;
-            memcpy(out + n, &disp, 4);
-            n += address32 ? 4 : 2;
-        }
-        for (unsigned k = 0; k < 8; k++)
-            out[n++] = (u8)(below(4) ? rnd() : 0);
+        u8 out[RANDOM_INSN_MAX];
+        unsigned n = random_insn(&insn_rows[1 + below(insn_row_count - 1)], bits, out);
         struct insn i = {0};
-        if (insn_decode(&ctx, out, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
+        if (!n || insn_decode(&ctx, out, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
             continue;
         put(out, i.len);
         return;
@@ -449,11 +397,13 @@ int main(int argc, char **argv)
     unsigned long wanted_blocks = argc > 1 ? strtoul(argv[1], NULL, 0) : 40000, made = 0, faults = 0, shutdowns = 0;
     u64 seed = argc > 2 ? strtoull(argv[2], NULL, 16) : 0x2545f4914f6cdd1dull, first = seed, insns = 0;
     const struct engine *engine = argc > 3 && !strcmp(argv[3], "lockstep") ? &engine_lockstep : &engine_jit_eager;
+    bool check = argc > 3 && !strcmp(argv[3], "check");
+    unsigned long checked = 0;
     struct twins t;
     twins_new(&t, engine);
     features = t.a.v->features;
     while (made < wanted_blocks) {
-        state = seed;
+        random_state = seed;
         enum mode mode = make_program();
         twins_load(&t, smap ? TWIN_SMAP : (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
                    (mode == R16 ? 0 : TWIN_CODE) + block[0].at, seed);
@@ -468,6 +418,8 @@ int main(int argc, char **argv)
                 vcpu_request(t.b.v, REQ_NMI);
             }
         }
+        if (check)
+            checked += code_check(t.b.v, NULL);
         made += BLOCKS;
         insns += t.a.v->icount;
         u32 count = load32(t.a.ram + TWIN_RECOVER + 16); /* unless the program wrote there */
@@ -480,6 +432,8 @@ int main(int argc, char **argv)
     printf("%lu blocks from seed %llx on, no difference: %llu instructions, %lu exceptions, %lu shutdowns; %llu translations (%llu evicted), %llu calls of bodies\n",
            made, (unsigned long long)first, (unsigned long long)insns, faults, shutdowns, (unsigned long long)js->translated, (unsigned long long)js->evicted,
            (unsigned long long)js->calls);
+    if (check)
+        printf("%lu instructions of the host, none that should not be there\n", checked);
     twins_free(&t);
     return 0;
 }

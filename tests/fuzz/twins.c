@@ -39,7 +39,7 @@ static void twin_new(struct twin *g, const struct engine *engine)
                              .nr_cpus = 1};
     g->v = vcpu_new(&cfg, &err);
     if (g->v)
-        g->v->jit_options.cache = 4 << 20; /* so that room has to be made */
+        g->v->jit_options = (struct jit_options){.cache = 4 << 20, .heat = 1}; /* so that room has to be made, and what runs once is translated */
     if (!g->v || engine->attach(g->v))
         panic("twins: no processor");
     physmap_subscribe(g->pm, PAGE_CODE, written, g);
