@@ -141,8 +141,10 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         unsigned op = row->opcode, ext = i->modrm >> 3 & 7;
         bool repeated = i->flags & (INSN_REP | INSN_REPNE);
         u64 count = repeated && op >= 0xa4 && op <= 0xaf ? v->gpr[RCX] & size_mask(i->adsize) : 1;
-        if (count > 64 / row_size(i) && count != 1) /* more than is compared */
+        if (count > 64 / row_size(i) && count != 1) { /* more than is compared */
+            r->unsure = true;
             return r->granted = false;
+        }
         if ((op & 0xf8) == 0x50 || op == 0x9c || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
             place_note(v, r, SEG_SS, (sp - word) & mask, word, true);
         if ((op & 0xf8) == 0x58 || op == 0x9d || op == 0xc2 || op == 0xc3)

@@ -193,18 +193,24 @@ static void emit_cmpxchg16b(struct tr *t, const struct insn *i)
     flags_spare(t);
     put1(c, 0xf6), put1(c, 0xc1), put1(c, 15); /* test cl, 15: #GP */
     slow_if(t, CC_NE);
-    put_rm(c, true, 0x89, H_RSI, H_RSP, F_AT(temp));
-    put_mov_rr(c, H_RSI, H_RCX);
     flags_want(t);
-    reg_load(t, H_RAX, RAX);
-    reg_load(t, H_RCX, RCX);
-    if (i->flags & INSN_LOCK)
+    put_call_to(c, t->j->cmpxchg16b[i->flags & INSN_LOCK ? 1 : 0]);
+}
+
+/* At the address in RCX. */
+static void cmpxchg16b_stub(struct code_buf *c, bool locked)
+{
+    put_rm(c, true, 0x89, H_RSI, H_RSP, F_AT(temp) + 8);
+    put_mov_rr(c, H_RSI, H_RCX);
+    put_mov_rr(c, H_RAX, host_of[RAX]);
+    put_mov_rr(c, H_RCX, host_of[RCX]);
+    if (locked)
         put1(c, 0xf0);
     put_rm(c, true, 0x0fc7, 1, H_RSI, 0);
-    reg_store(t, RAX, H_RAX);
-    put_rm(c, true, 0x8b, H_RSI, H_RSP, F_AT(temp));
+    put_mov_rr(c, host_of[RAX], H_RAX);
+    put_rm(c, true, 0x8b, H_RSI, H_RSP, F_AT(temp) + 8);
+    put1(c, 0xc3);
 }
-_Static_assert(H_RBX == 3, "RBX and RDX of the guest are the host's: CMPXCHG16B");
 
 /* BT and its relatives with a bit string in memory: the register says where from the address, by bits. */
 static void emit_bit_string(struct tr *t, const struct insn *i)
@@ -354,19 +360,48 @@ void emit_string(struct tr *t, const struct insn *i)
     if (move) {
         put_rm(c, true, 0x8d, H_RCX, host_of[RCX], -1);
         string_check(t, host_of[RSI], lg2, false, F_AT(temp2));
-        put_rr(c, true, 0x03, H_RSI, H_RAX);
     }
-    put_rm(c, true, 0x03, H_RDI, H_RSP, F_AT(temp));
-    put_mov_rr(c, H_RCX, host_of[RCX]);
-    if (!move)
+    put_call_to(c, t->j->string[lg2 + (move ? 4 : 0)]);
+}
+
+/* The addends are in the frame. */
+static void string_stub(struct code_buf *c, unsigned lg2, bool move)
+{
+    put_rm(c, true, 0x03, H_RDI, H_RSP, F_AT(temp) + 8);
+    if (move)
+        put_rm(c, true, 0x03, H_RSI, H_RSP, F_AT(temp2) + 8);
+    else
         put_mov_rr(c, H_RAX, host_of[RAX]);
-    if (size == 2)
+    put_mov_rr(c, H_RCX, host_of[RCX]);
+    if (lg2 == 1)
         put1(c, 0x66);
     put1(c, 0xf3);
-    put_rex(c, size == 8, 0, 0, 0);
-    put1(c, i->opcode);
+    put_rex(c, lg2 == 3, 0, 0, 0);
+    put1(c, (move ? 0xa4 : 0xaa) + (lg2 > 0));
     put_mov_rr(c, host_of[RCX], H_RCX);
-    put_rm(c, true, 0x2b, H_RDI, H_RSP, F_AT(temp));
+    put_rm(c, true, 0x2b, H_RDI, H_RSP, F_AT(temp) + 8);
     if (move)
-        put_rm(c, true, 0x2b, H_RSI, H_RSP, F_AT(temp2));
+        put_rm(c, true, 0x2b, H_RSI, H_RSP, F_AT(temp2) + 8);
+    put1(c, 0xc3);
+}
+
+/* ---- stubs: code that names registers implicitly is not in translations ---- */
+
+void system_make_stubs(struct jit *j, struct code_buf *c)
+{
+    /* What cells_forget() of the MMU does. Changes no register and no flag. */
+    j->forget = c->p;
+    for (s32 n = 0; n < CELLS; n++) {
+        put_rm(c, true, 0xc7, 0, H_RBP, V_AT(cell_limit) + n * 8);
+        put4(c, 0);
+    }
+    put1(c, 0xc3);
+    for (unsigned n = 0; n < 8; n++) {
+        j->string[n] = c->p;
+        string_stub(c, n & 3, n >= 4);
+    }
+    for (unsigned n = 0; n < 2; n++) {
+        j->cmpxchg16b[n] = c->p;
+        cmpxchg16b_stub(c, n);
+    }
 }

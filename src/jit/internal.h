@@ -124,9 +124,10 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *far, *exit, *vec_store, *units_load, *forget; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *far, *exit, *vec_store, *units_load, *forget, *string[8], *cmpxchg16b[2]; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    bool alone;         /* lock-step: no native code for what does more than is compared */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */
@@ -183,6 +184,9 @@ u64 jit_units_enter(struct vcpu *v, struct frame *f, u32 need);
 /* The vector registers are stored: the rest goes back to struct vcpu, and the host has its own again. */
 void jit_units_leave(struct vcpu *v, struct frame *f);
 void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(struct code_buf *c, bool load));
+
+/* ---- emit_sys.c ---- */
+void system_make_stubs(struct jit *j, struct code_buf *c);
 
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);

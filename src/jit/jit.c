@@ -91,7 +91,8 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
-static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+typedef u64 body_fn(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+static void make_stubs(struct jit *j, body_fn *body, body_fn *far)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
@@ -149,7 +150,7 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_mov_rr(&c, H_RSI, H_RCX);
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_mov_rr(&c, H_RCX, H_RSP);
-    put_c_call(&c, (const void *)(uintptr_t)jit_call_far);
+    put_c_call(&c, (const void *)(uintptr_t)far);
     put_alu_imm(&c, true, 7, H_RAX, JIT_EXIT_COUNT);
     leave = put_jcc(&c, CC_B);
     put_registers(&c, true);
@@ -157,14 +158,7 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_target(leave, c.p);
     put_return(&c);
 
-    /* What cells_forget() of the MMU does. Changes no register and no flag. */
-    j->forget = c.p;
-    for (s32 n = 0; n < CELLS; n++) {
-        put_rm(&c, true, 0xc7, 0, H_RBP, V_AT(cell_limit) + n * 8);
-        put4(&c, 0);
-    }
-    put1(&c, 0xc3);
-
+    system_make_stubs(j, &c);
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -456,6 +450,12 @@ static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct f
     return 1;
 }
 
+static u64 stop_at_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+{
+    stop_at_body(v, i, info, f);
+    return JIT_EXIT_ATTENTION;
+}
+
 bool jit_path_ready(struct vcpu *v, struct block *b) { return translated(v, b); }
 
 u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget)
@@ -531,7 +531,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+static int attach_with(struct vcpu *v, u32 heat, bool alone)
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -547,7 +547,8 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
-            make_stubs(j, body);
+            j->alone = alone;
+            make_stubs(j, alone ? stop_at_body : jit_call_body, alone ? stop_at_far : jit_call_far);
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;
@@ -557,9 +558,9 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
-static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
-int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
+static int attach(struct vcpu *v) { return attach_with(v, HEAT, false); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1, false); }
+int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, true); }
 
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {

@@ -121,14 +121,14 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
     const struct insn_row *row = insn_row(i);
     if (row->jit == JIT_CALL || row->vex == 2 || (i->flags & INSN_OWN_FN))
         return K_CALL;
+    /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
+    if (!j->host_has[row->feature] || !j->host_has[row->feature2])
+        return K_CALL;
     if (row->jit == JIT_EMIT && system_possible(wide, i)) /* they look at intercepts themselves */
-        return K_SYSTEM;
+        return j->alone && system_beyond(i) ? K_CALL : K_SYSTEM;
     if (row->jit == JIT_EMIT && string_possible(wide, i))
         return K_STRING;
     if (row->intercept)
-        return K_CALL;
-    /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
-    if (!j->host_has[row->feature] || !j->host_has[row->feature2])
         return K_CALL;
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7, stack = wide ? 8 : 4;
     bool memory = i->flags & INSN_MEM;
@@ -206,8 +206,4 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
     return copy_possible(wide, i, row) ? K_COPY : K_CALL;
 }
 
-bool jit_native(const struct vcpu *v, const struct insn *i)
-{
-    enum kind k = kind_of(v->jit, v->code_mode == CODE_64, i);
-    return k != K_CALL && !(k == K_SYSTEM && system_beyond(i));
-}
+bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL; }
