@@ -10,6 +10,7 @@
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "devices/irq.h"
 
 #include <sched.h>
@@ -299,10 +300,10 @@ void insn_rdpid(struct vcpu *v, const struct insn *i) { v->gpr[i->rm] = (u32)v->
 
 void insn_rdpmc(struct vcpu *v, const struct insn *i)
 {
-    /* Intel: CPUID leaf 0xA offers no counter. AMD: the four old ones, which never count. */
-    if (v->model->vendor == VENDOR_INTEL || reg32_get(v, RCX) > 3)
+    u64 value;
+    if (!pmu_rdpmc(v, reg32_get(v, RCX), &value))
         cpu_gp0(v);
-    edx_eax(v, 0);
+    edx_eax(v, value);
 }
 
 void insn_rdpru(struct vcpu *v, const struct insn *i)

@@ -53,16 +53,6 @@ static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
 
 /* ---- stubs ---- */
 
-static void put_push(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x50 | (r & 7));
-}
-static void put_pop(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x58 | (r & 7));
-}
 static void put_registers(struct code_buf *c, bool load)
 {
     for (unsigned r = 0; r < 16; r++)
@@ -159,6 +149,8 @@ static void make_stubs(struct jit *j, body_fn *body, body_fn *far)
     put_return(&c);
 
     system_make_stubs(j, &c);
+    refill_make_stubs(j, &c);
+
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -173,6 +165,8 @@ static bool mode_ok(const struct vcpu *v)
         return false;
     if (v->code_mode == CODE_64)
         return true;
+    if (v->code_mode == CODE_16)
+        return jit_segmented_ok(v);
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
@@ -241,6 +235,7 @@ u64 jit_call_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f
     f->hints = c.hints;
     f->rip = v->rip;
     f->flags = flags_get(v);
+    j->moved = true;
     return (u64)(uintptr_t)b->code;
 }
 
@@ -353,6 +348,7 @@ static u64 run_translation(struct vcpu *v, const struct block *b, struct jump_ca
     struct frame f = {.left = (s64)budget, .rip = v->rip, .flags = flags_get(v), .hints = hints, .end = v->icount + budget, .jit = j};
     v->insn = NULL;
     v->interp->current = NULL;
+    j->moved = false;
     j->stats.entries++;
     u64 (*code)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
@@ -370,7 +366,8 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
     if (unlikely(attention(v)) || !translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
         return HOT_COLD;
     u64 why = run_translation(v, b, c->hints, v->budget_end - v->icount);
-    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
+    const struct jit *j = v->jit;
+    return (why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP) && !j->moved ? HOT_DONE : HOT_LEAVE;
 }
 
 static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
@@ -428,6 +425,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -467,6 +465,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
     return count;
 }
 
@@ -558,7 +557,7 @@ static int attach_with(struct vcpu *v, u32 heat, bool alone)
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, false); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, false); }
 static int attach_eager(struct vcpu *v) { return attach_with(v, 1, false); }
 int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, true); }
 

@@ -206,4 +206,9 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
     return copy_possible(wide, i, row) ? K_COPY : K_CALL;
 }
 
-bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL; }
+bool jit_native(const struct vcpu *v, const struct insn *i)
+{
+    if (v->code_mode == CODE_16)
+        return kind_segmented(v->jit, i) != K_CALL;
+    return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL;
+}

@@ -203,6 +203,10 @@ void cell_fill(struct tr *t, unsigned cell)
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
+    if (t->segmented) {
+        mem_check_segmented(t, e, size, write, m);
+        return;
+    }
     struct code_buf *c = t->c;
     unsigned base = cell_of(t, e), cell = base + (write ? CELL_WRITE : 0);
     bool add = ea_simple(t, e) && e->adsize == 8 && e->base < 16 && e->index == REG_NONE;
@@ -238,7 +242,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
         ea_lea(t, H_RAX, e, 0);
         tlb_ask(t, size, write);
         flags_disturb(t);
-        slow_if(t, CC_NE);
+        refill_or_slow(t, write);
         if (!taken && used_again(t, base, write)) {
             cell_fill(t, cell);
             t->cells |= BIT(base);
@@ -261,6 +265,7 @@ void emit_misses(struct tr *t)
         if (!m->address)
             ea_lea(t, H_RAX, &m->ea, 0);
         tlb_ask(t, m->size, m->write);
+        refill_here(t, m->write);
         slow_add(t, m->slow, CC_NE);
         cell_fill(t, m->cell);
         if (m->address)

@@ -63,6 +63,13 @@ struct miss {
     bool write, address; /* @address: RAX is to hold the address at @back */
 };
 
+/* A check in line that missed: the MMU may know more (refill.c). */
+struct refill {
+    u8 *from, *back;
+    struct slow *slow;
+    bool write;
+};
+
 /* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
 struct group {
     s32 lo, hi;
@@ -99,6 +106,7 @@ struct tr {
     unsigned idx;      /* of the instruction in the block */
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
+    bool segmented;    /* 16-bit code (segmented.c) */
     enum flag_state flags;
     struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
@@ -119,6 +127,8 @@ struct tr {
     unsigned nexit;
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
+    struct refill refill[2 * PATH_MAX_INSNS];
+    unsigned nrefill;
     u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
     u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
     u32 units;         /* enum unit: known to be in the host's registers */
@@ -167,6 +177,14 @@ void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
 void left_add(struct tr *t, unsigned idx);
 
+/* ---- refill.c ---- */
+
+/* Behind tlb_ask(): asks the MMU out of line when it does not grant, and takes the slow path if that did not help. */
+void refill_or_slow(struct tr *t, bool write);
+void emit_refills(struct tr *t);
+/* Likewise at once, in code that is out of line already; afterwards the flags say again what tlb_ask() says. */
+void refill_here(struct tr *t, bool write);
+
 /* ---- memory.c ---- */
 
 struct mem {
@@ -205,6 +223,15 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- segmented.c: 16-bit code ---- */
+
+enum kind kind_segmented(const struct jit *j, const struct insn *i);
+void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_lea_segmented(struct tr *t, const struct insn *i);
+void emit_moffs_segmented(struct tr *t, const struct insn *i);
+void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
+void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 

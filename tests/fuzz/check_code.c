@@ -144,7 +144,7 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->call || p == j->far || p == j->exit || p == j->units_load || p == j->forget ||
+    return p == j->call || p == j->far || p == j->exit || p == j->units_load || p == j->forget || p == j->refill[0] || p == j->refill[1] ||
            (p >= j->string[0] && p <= j->string[7]) || p == j->cmpxchg16b[0] || p == j->cmpxchg16b[1];
 }
 

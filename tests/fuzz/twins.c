@@ -19,7 +19,12 @@ extern const u8 twin_long_stubs[], twin_long_end[], twin_legacy_stubs[], twin_le
 static void written(void *opaque, pa_t pa, size_t len)
 {
     struct twin *g = opaque;
-    g->engine->code_written(g->v, pa, len);
+    if (g->engine->holds_code(g->v, pa))
+        g->engine->code_written(g->v, pa, len);
+    else if ((pa & ~PAGE_MASK) + len <= PAGE_SIZE) /* as machine.c does */
+        physmap_clear_page_flag(g->pm, pa, PAGE_CODE);
+    else
+        g->engine->code_written(g->v, pa, len);
 }
 
 static u64 count(void *opaque) { return cpu_retired(opaque); }
@@ -145,8 +150,9 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
     for (unsigned s = 0; s < 6; s++) {
         u32 ar = AR_P | AR_S | 3 | (user ? 0x60 : 0) | AR_G | AR_DB;
         v->seg[s] = (struct segment){.limit = 0xffffffff, .ar = ar, .sel = user ? SEL_USER_DATA : SEL_DATA};
-        if (world == TWIN_REAL) /* CS and data: 64 KiB each; FS for the handler */
-            v->seg[s] = (struct segment){.limit = 0xffff, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
+        u32 limit = s <= SEG_DS && s != SEG_SS && rnd() & 1 ? 0x1fe8 + (rnd() & 31) : 0xffff;
+        if (world == TWIN_REAL) /* CS, stack and sometimes data: 64 KiB each; FS for the handler */
+            v->seg[s] = (struct segment){.limit = limit, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
                                          .base = s == SEG_FS ? 0 : TWIN_DATA};
     }
     struct segment *c = &v->seg[SEG_CS];
