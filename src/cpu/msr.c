@@ -451,6 +451,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x8b), .name = "PATCH_LEVEL", .who = MSR_AMD, .rule = MSR_READ_ONLY, FIELD(bios_sign_id)},
     {ONE(0x9b), .name = "SMM_MONITOR_CTL", .feature = FEAT_VMX, .rule = MSR_READ_ONLY},
     {.first = 0xc1, .last = 0xc8, .name = "PMC", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0xe1), .name = "UMWAIT_CONTROL", .feature = FEAT_WAITPKG, .allowed = 0xfffffffd, SLOT(UMWAIT_CONTROL)},
     {ONE(0xfe), .name = "MTRRCAP", .feature = FEAT_MTRR, .rule = MSR_READ_ONLY, .value = 8 | BIT64(8) | BIT64(10)},
     {ONE(0x10a), .name = "ARCH_CAPABILITIES", .feature = FEAT_ARCH_CAPABILITIES, .rule = MSR_READ_ONLY,
      .read = arch_capabilities_read},

@@ -85,7 +85,6 @@ struct counter {
 };
 
 struct pmu {
-    struct vcpu *v;
     unsigned gp, fixed; /* how many; counter[] has the general ones first */
     struct counter counter[INTEL_GP + INTEL_FIXED];
     u64 select[INTEL_GP], fixed_ctrl, global_ctrl, status;
@@ -95,6 +94,8 @@ struct pmu {
     u64 retired_at, cycle_at; /* of the latest advance() */
     struct timer timer;
 };
+
+static bool intel(const struct vcpu *v) { return v->model->vendor == VENDOR_INTEL; }
 
 /* ---- what there is to count ---- */
 
@@ -121,11 +122,11 @@ static void configure(struct vcpu *v);
 static void interrupt(struct vcpu *v)
 {
     struct pmu *p = v->pmu;
-    if (p->fixed && v->debugctl & DEBUGCTL_FREEZE_PERFMON) {
+    if (intel(v) && v->debugctl & DEBUGCTL_FREEZE_PERFMON) {
         p->status |= STATUS_CTR_FRZ;
         configure(v);
     }
-    if (p->fixed && v->debugctl & DEBUGCTL_FREEZE_LBRS)
+    if (intel(v) && v->debugctl & DEBUGCTL_FREEZE_LBRS)
         p->status |= STATUS_LBR_FRZ;
     log_at(pmu, "cpu%u: overflow, status %llx", v->index, (unsigned long long)p->status);
     if (v->intc_ops && v->intc_ops->pmi)
@@ -136,20 +137,19 @@ static void interrupt(struct vcpu *v)
 static void advance(struct vcpu *v)
 {
     struct pmu *p = v->pmu;
-    u64 insns = retired(v), cycles = 0, past[] = {[INSTRUCTIONS] = insns - p->retired_at, [CYCLES] = 0};
-    bool pmi = false;
-    if ((s64)past[INSTRUCTIONS] < 0)
-        past[INSTRUCTIONS] = 0;
-    else
-        p->retired_at = insns;
-    if (p->cycles && !p->halted) {
-        cycles = cycle(v);
-        if (cycles > p->cycle_at) {
-            past[CYCLES] = cycles - p->cycle_at;
-            p->cycle_at = cycles;
-        }
-    }
+    u64 past[] = {[INSTRUCTIONS] = 0, [CYCLES] = 0};
+    u64 insns = retired(v), cycles = p->cycles && !p->halted ? cycle(v) : p->cycle_at;
     unsigned now = domain(v);
+    bool pmi = false;
+    /* Neither goes back but for a moment: in the body of an instruction that leaves unfinished, between two slices. */
+    if (insns > p->retired_at) {
+        past[INSTRUCTIONS] = insns - p->retired_at;
+        p->retired_at = insns;
+    }
+    if (cycles > p->cycle_at) {
+        past[CYCLES] = cycles - p->cycle_at;
+        p->cycle_at = cycles;
+    }
     for (u32 left = p->counting; left; left &= left - 1) {
         unsigned n = (unsigned)__builtin_ctz(left);
         struct counter *c = &p->counter[n];
@@ -208,8 +208,6 @@ static u8 selected(u64 select, u8 event)
     return (threshold == 1) != !!(select & SEL_INV) ? CYCLES : NOTHING;
 }
 
-static bool intel(const struct vcpu *v) { return v->model->vendor == VENDOR_INTEL; }
-
 static u8 event_of(const struct vcpu *v, u64 select)
 {
     if (intel(v))
@@ -231,7 +229,7 @@ static u8 event_of(const struct vcpu *v, u64 select)
 static u8 modes_of(const struct vcpu *v, u64 select)
 {
     bool host = select & SEL_HOST, guest = select & SEL_GUEST;
-    if (intel(v) || host == guest || !((v->guest_mode ? EFER_SVME : v->efer) & EFER_SVME))
+    if (intel(v) || host == guest || !(v->efer & EFER_SVME))
         return HOST | GUEST;
     return host ? HOST : GUEST;
 }
@@ -486,7 +484,6 @@ struct pmu *pmu_new(struct vcpu *v)
     struct pmu *p = v->pmu = calloc(1, sizeof(*p));
     if (!p)
         return NULL;
-    p->v = v;
     p->gp = intel(v) ? INTEL_GP : cpu_has(v, FEAT_PERFCTR_CORE) ? AMD_CORE : AMD_LEGACY;
     p->fixed = intel(v) ? INTEL_FIXED : 0;
     timer_init(&p->timer, v->clock, timer_fire, v);

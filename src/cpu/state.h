@@ -354,7 +354,14 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
-    struct jit_options { u64 cache; FILE *dump, *map; u32 heat; } jit_options; /* bytes, 0: default; listings, NULL: none; executions before a block is translated, 0: default */
+    struct jit_options {
+        u64 cache;        /* bytes; 0: default */
+        FILE *dump, *map; /* listings; NULL: none */
+        u32 heat;         /* executions before a block is translated; 0: default */
+        /* For .map: the function at a guest address, NULL if it is not known. */
+        const char *(*function)(const void *symbols, u64 at);
+        const void *symbols;
+    } jit_options;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;

@@ -436,17 +436,22 @@ void insn_mwait(struct vcpu *v, const struct insn *i)
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
+/*
+ * User waits: all of them may end early, and these end at once, so that there is nothing to monitor; MWAIT does not wait
+ * for what UMONITOR names. CF would say that the operating system's limit ended the wait.
+ */
 void insn_umonitor(struct vcpu *v, const struct insn *i)
 {
-    arm_monitor(v, implicit_segment(i), v->gpr[i->rm] & address_mask(i));
+    touch(v, implicit_segment(i), v->gpr[i->rm] & address_mask(i));
+    v->monitor_armed = false;
 }
 
-/* Both may end early; CF would say that the operating system's limit did it. */
 static void user_wait(struct vcpu *v, const struct insn *i)
 {
     if (reg32_get(v, i->rm) & ~1u)
         cpu_gp0(v);
     v->aflags = 0;
+    insn_pause(v, i);
 }
 
 void insn_umwait(struct vcpu *v, const struct insn *i)

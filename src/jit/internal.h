@@ -128,7 +128,7 @@ struct jit {
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     bool moved;         /* since it was entered, translated code has gone on in another context (jit_call_far()) */
-    bool alone;         /* lock-step: no native code for what does more than is compared */
+    bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */

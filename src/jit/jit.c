@@ -81,8 +81,10 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
-typedef u64 body_fn(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
-static void make_stubs(struct jit *j, body_fn *body, body_fn *far)
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+static u64 stop_at_far(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+
+static void make_stubs(struct jit *j)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
@@ -121,7 +123,7 @@ static void make_stubs(struct jit *j, body_fn *body, body_fn *far)
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
-    put_c_call(&c, (const void *)(uintptr_t)body);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_body : (const void *)(uintptr_t)jit_call_body);
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_rr(&c, false, 0x85, H_RAX, H_RAX);
     u8 *leave = put_jcc(&c, CC_NE);
@@ -140,7 +142,7 @@ static void make_stubs(struct jit *j, body_fn *body, body_fn *far)
     put_mov_rr(&c, H_RSI, H_RCX);
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_mov_rr(&c, H_RCX, H_RSP);
-    put_c_call(&c, (const void *)(uintptr_t)far);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_far : (const void *)(uintptr_t)jit_call_far);
     put_alu_imm(&c, true, 7, H_RAX, JIT_EXIT_COUNT);
     leave = put_jcc(&c, CC_B);
     put_registers(&c, true);
@@ -530,7 +532,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat, bool alone)
+static int attach_with(struct vcpu *v, u32 heat, bool lockstep)
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -539,6 +541,7 @@ static int attach_with(struct vcpu *v, u32 heat, bool alone)
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
+        j->lockstep = lockstep;
         ask_host(j);
         j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
@@ -546,8 +549,7 @@ static int attach_with(struct vcpu *v, u32 heat, bool alone)
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
-            j->alone = alone;
-            make_stubs(j, alone ? stop_at_body : jit_call_body, alone ? stop_at_far : jit_call_far);
+            make_stubs(j);
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;

@@ -10,12 +10,9 @@ void ea_of(struct tr *t, const struct insn *i, struct ea *e)
         e->disp += (s64)(t->off + i->len);
 }
 
-/* Whether ea_lea() can do it: everything but 16-bit addresses and, outside 64-bit mode, segments with a base. */
 bool ea_possible(bool wide, const struct insn *i)
 {
-    if (i->adsize == 2 || (i->flags & INSN_VSIB))
-        return false;
-    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+    if ((i->flags & INSN_VSIB) || (!wide && i->base == REG_RIP))
         return false;
     s64 room = 1 << 16;
     return fits32(i->disp - room) && fits32(i->disp + room);
@@ -203,7 +200,8 @@ void cell_fill(struct tr *t, unsigned cell)
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
-    if (t->segmented) {
+    bool flat = t->wide || (e->adsize == 4 && e->seg != SEG_CS && e->seg != SEG_FS && e->seg != SEG_GS);
+    if (t->segmented || !flat) {
         mem_check_segmented(t, e, size, write, m);
         return;
     }

@@ -1,5 +1,7 @@
 /*
- * 16-bit code. Its segments are seldom flat: every address is offset plus base, and an access must lie in
+ * Segments that are not flat: FS, GS and CS in 32-bit code, 16-bit addresses, and all of 16-bit code.
+ *
+ * Of 16-bit code no segment is taken for flat: every address is offset plus base, and an access must lie in
  * the room that the segment has for it (v->seg_room, which says 0 where more than the limit decides).
  * What does not fit takes the slow path. The stack pointer is SP; stacks of 32 bits are left to the
  * interpreter, and so are paths: a translation is one block.
@@ -25,9 +27,7 @@ enum kind kind_segmented(const struct jit *j, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7;
-    if (row->jit == JIT_CALL && op != 0xe2)
-        return K_CALL;
-    if (row->intercept || row->vex || (row->checks & CHK_UNITS) || (i->flags & (INSN_OWN_FN | INSN_VSIB)))
+    if (row->jit == JIT_CALL || row->intercept || row->vex || (row->checks & CHK_UNITS) || (i->flags & (INSN_OWN_FN | INSN_VSIB)))
         return K_CALL;
     if (row->map == 0 && row->pp == 0) {
         if (op >= 0x50 && op <= 0x57)
@@ -111,18 +111,6 @@ void emit_lea_segmented(struct tr *t, const struct insn *i)
     if (i->opsize == 2)
         put1(t->c, 0x66);
     put_rr(t->c, false, 0x8b, host_of[i->reg], H_RCX);
-}
-
-void emit_moffs_segmented(struct tr *t, const struct insn *i)
-{
-    unsigned size = i->opcode & 1 ? i->opsize : 1;
-    bool store = i->opcode & 2;
-    struct ea e = {.base = REG_NONE, .index = REG_NONE, .seg = i->seg, .adsize = i->adsize, .disp = i->disp};
-    struct mem m;
-    mem_check_segmented(t, &e, size, store, &m);
-    if (size == 2)
-        put1(t->c, 0x66);
-    put_op_mem(t, false, (store ? 0x88 : 0x8a) + (size > 1), host_of[RAX], &m);
 }
 
 /* ---- the stack ---- */

@@ -197,7 +197,7 @@ static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; 
 /* Whether the components are in host registers: one LEA. */
 bool ea_simple(const struct tr *t, const struct ea *e);
 void ea_of(struct tr *t, const struct insn *i, struct ea *e);
-/* Whether ea_lea() can do it. */
+/* Whether mem_check() can do it. */
 bool ea_possible(bool wide, const struct insn *i);
 /* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
 void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
@@ -224,12 +224,11 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
 
-/* ---- segmented.c: 16-bit code ---- */
+/* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
 
 enum kind kind_segmented(const struct jit *j, const struct insn *i);
 void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
 void emit_lea_segmented(struct tr *t, const struct insn *i);
-void emit_moffs_segmented(struct tr *t, const struct insn *i);
 void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
 void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 

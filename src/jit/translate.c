@@ -19,14 +19,15 @@ static void flags_written(struct tr *t, u32 writes)
         t->flags = FL_HOST;
 }
 
-/* A 32-bit translation takes flat segments for granted, a 16-bit one the size of the stack: what loads one must leave it. */
+/* A 32-bit translation takes all segments but FS and GS for flat, a 16-bit one takes for granted the size of the stack: what loads one must leave it. */
 static bool loads_segment(const struct tr *t, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     for (unsigned n = 0; n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
         bool named = (o->kind == OPND_SEG_REG || o->kind == OPND_SEG_FIXED) && (o->access & 2);
-        if (t->segmented && named && (o->kind == OPND_SEG_REG ? i->reg : o->fixed) != SEG_SS)
+        unsigned seg = o->kind == OPND_SEG_REG ? i->reg : o->fixed;
+        if (named && (t->segmented ? seg != SEG_SS : seg >= SEG_FS))
             continue;
         if (named || o->size == OPSZ_P)
             return true;
@@ -107,7 +108,7 @@ static bool emit_insn(struct tr *t, bool last)
     case K_NOP: break;
     case K_COPY: emit_copy(t, i); break;
     case K_ACCUMULATOR: emit_accumulator(t, i); break;
-    case K_MOFFS: t->segmented ? emit_moffs_segmented(t, i) : emit_moffs(t, i); break;
+    case K_MOFFS: emit_moffs(t, i); break;
     case K_COUNT: emit_count(t, i); break;
     case K_LEA: t->segmented ? emit_lea_segmented(t, i) : emit_lea(t, i); break;
     case K_EXTEND: emit_extend(t, i); break;

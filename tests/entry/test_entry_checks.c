@@ -150,7 +150,7 @@ static void linked(void)
     W(EXEC_PI_DESC, posted(), F(POSTED_INTR_DESC_ADDR) = 0x20)                                                 \
     W(EXEC_VPID_NONZERO, SET_SEC(VPID))                                                                        \
     W(EXEC_EPTP_MEMTYPE, use_ept(), F(EPT_POINTER) = 0x1c)                                                     \
-    W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x26)                                                        \
+    W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x2e)                                                        \
     W(EXEC_EPTP_AD, use_ept(), F(EPT_POINTER) |= BIT64(6), caps.ept_vpid &= ~VMX_EPT_AD)                       \
     W(EXEC_EPTP_SSS, use_ept(), F(EPT_POINTER) |= BIT64(7))                                                    \
     W(EXEC_EPTP_RSVD, use_ept(), F(EPT_POINTER) |= BIT64(9))                                                   \

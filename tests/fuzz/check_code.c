@@ -100,7 +100,8 @@ const char *code_complaint(csh h, const cs_insn *i)
                 return what;
         }
     }
-    for (unsigned n = 0; n < d->regs_read_count + d->regs_write_count && !call && !jump; n++) {
+    bool vzero = i->id == X86_INS_VZEROUPPER || i->id == X86_INS_VZEROALL;
+    for (unsigned n = 0; n < d->regs_read_count + d->regs_write_count && !call && !jump && !vzero; n++) {
         unsigned r = n < d->regs_read_count ? d->regs_read[n] : d->regs_write[n - d->regs_read_count];
         bool dx = r == X86_REG_RDX || r == X86_REG_EDX || r == X86_REG_DX;
         if (r == X86_REG_EFLAGS || r == X86_REG_FPSW || part_of(r) == 'a' || (r >= X86_REG_ST0 && r <= X86_REG_ST7) ||

@@ -168,6 +168,37 @@ static void ept_violation_advanced_information(void **state)
     }
 }
 
+/* A guest-physical address of 49 bits: no translation of four levels reaches it, one of five does. */
+static void five_levels_of_ept(void **state)
+{
+    struct guest *g = *state;
+    g->v->maxphyaddr = 52;
+    make_guest(g);
+    use_ept(g);
+    put(g, PML4 + 0x2010, BIT64(48) | UNMAPPED | 0xe7, 8);
+    put(g, EPT_AT + 0x4000, EPT_AT | 7, 8);
+    put(g, EPT_AT + 0x4008, (EPT_AT + 0x5000) | 7, 8);
+    put(g, EPT_AT + 0x5000, (EPT_AT + 0x6000) | 7, 8);
+    put(g, EPT_AT + 0x6000, (EPT_AT + 0x7000) | 7, 8);
+    put(g, EPT_AT + 0x7008, UNMAPPED | 0x80 | 6 << 3 | 7, 8);
+    put(g, UNMAPPED + 0x1234, 0x5a, 1);
+    CODE_AT(g, GUEST_CODE, 0x8a, 0x04, 0x25, 0x34, 0x12, 0x40, 0x00, 0xf4); /* mov al, [401234H]; hlt */
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(F(GUEST_PHYSICAL_ADDRESS), BIT64(48) | 0x201234);
+    assert_int_equal(F(EXIT_QUALIFICATION) & 0x3f, 1); /* a read, and nothing is allowed there */
+    F(EPT_POINTER) = (EPT_AT + 0x4000) | 4 << 3 | 6;
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+    assert_int_equal(g->v->gpr[RAX] & 0xff, 0x5a);
+    /* Not on a processor that does not say so. */
+    g->v->vmx->caps.ept_vpid &= ~VMX_EPT_WALK_5;
+    F(GUEST_RIP) = GUEST_CODE;
+    g->v->vmx->launched = false;
+    assert_false(enter(g, true));
+    assert_string_equal(g->v->vmx->last_failure->id, "EXEC_EPTP_WALK");
+}
+
 /* A model without a part of VT-x reports its absence in the capability MSRs, and has no fields for it. */
 static void lesser_models(void **state)
 {
@@ -204,7 +235,7 @@ static void lesser_models(void **state)
             fail_msg("without %s nothing is missing", cpu_feature_info[f].name);
         free(v);
     }
-    assert_int_equal(tested, 23);
+    assert_int_equal(tested, 24);
 }
 
 /* IA32_PERF_GLOBAL_CTRL: loaded and saved by the three controls, each by itself, and left alone without them. */
@@ -261,7 +292,7 @@ static void perf_global_ctrl(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(perf_global_ctrl), T(ept_violation_advanced_information),
+        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(perf_global_ctrl), T(ept_violation_advanced_information), T(five_levels_of_ept),
         cmocka_unit_test(lesser_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
