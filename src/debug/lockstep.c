@@ -263,7 +263,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         struct state before;
         size_t len = 0;
         bool stop = false;
-        const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
+        unsigned from = (unsigned)(rip - start);
         v->rip = rip;
         state_take(v, &before);
         r->n = 0;
@@ -276,11 +276,11 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
             bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
             if (!native && n != first) {
                 stop = r->missed;
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 break;
             }
             if (native) {
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 len += i->len;
             }
             i->fn(v, i);
@@ -320,6 +320,8 @@ struct way {
     struct recorder record;
     unsigned n;
     unsigned places; /* before the last instruction, which may not have ended */
+    const char *why; /* it stopped, */
+    const struct insn *at; /* and where, if that is known */
     bool exact; /* the translation could go on where this stopped */
     const struct insn *insn[PATH_INSNS];
     u64 rip[PATH_INSNS];
@@ -332,6 +334,12 @@ static struct block *next_block(struct vcpu *v, const struct block *b, u64 start
     if ((host ^ b->host) <= ~PAGE_MASK)
         return block_known(v->interp, host, b->mode);
     gva_t la = (c->cs_base + v->rip) & v->linear_mask;
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (e->tag_exec == (la & PAGE_MASK)) {
+        struct block *there = block_known(v->interp, la + e->addend, b->mode);
+        if (there)
+            return there;
+    }
     const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
     struct block *next = hint->rip == la ? hint->block : NULL;
     return next && next->mode == b->mode && v->rip + next->bytes - 1 <= c->rip_max ? next : NULL;
@@ -346,8 +354,10 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
     struct recorder *r = &w->record;
     u64 start = v->rip;
     w->exact = true;
+    w->why = "it is far enough";
     for (unsigned k = 0; w->n < limit && !attention(v);) {
         const struct insn *i = &b->insn[k];
+        w->at = i;
         v->insn = i;
         v->next_rip = v->rip + i->len;
         r->unsure = false;
@@ -355,6 +365,7 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
         if (!jit_native(v, i) || !insn_places(v, i, r)) {
             r->n = w->places;
             w->exact = r->unsure;
+            w->why = !jit_native(v, i) ? "a body is to be called" : r->missed ? "the TLB or a unit does not grant it" : "it is not looked through";
             return;
         }
         w->insn[w->n] = i;
@@ -366,7 +377,9 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
             continue;
         b = b->near ? next_block(v, b, start, c) : NULL;
         if (!b) {
-            w->exact = false;
+            w->exact = true; /* what follows may be known to the translation, by a link to another page */
+            w->why = "it is not known what follows";
+            w->at = NULL;
             return;
         }
         start = v->rip;
@@ -386,6 +399,7 @@ static void walk(struct vcpu *v, const struct block *b, const struct context *c,
         v->rip = w->rip[w->n];
         w->record.n = w->places;
         w->exact = false;
+        w->why = "it faults";
     }
     v->insn = NULL;
     memcpy(&v->unwind, &outer, sizeof(outer));
@@ -421,6 +435,7 @@ static void __attribute__((noreturn)) report_path(struct vcpu *v, const struct b
     for (unsigned n = 0; n < w->n; n++)
         fprintf(stderr, "  %14" PRIx64 "  %s %s (%s)\n", w->rip[n], insn_row(w->insn[n])->mnemonic, insn_row(w->insn[n])->operands,
                 insn_row(w->insn[n])->encoding);
+    fprintf(stderr, "the interpreter stopped since %s: %s\n", w->why, w->at ? insn_row(w->at)->mnemonic : "");
     disassemble("first block:", (const u8 *)(uintptr_t)head->host, head->bytes, before->rip, v->code_mode == CODE_64, 0);
     disassemble("host code (its beginning; --jit-dump has all of it):", head->code, 2048, (u64)(uintptr_t)head->code, true, 80);
     panic("lockstep: stopped");
@@ -455,7 +470,7 @@ static bool both_paths(struct vcpu *v, struct block *b, const struct context *c)
     for (unsigned n = 0; n < r->n; n++)
         memcpy(r->place[n].interp, r->place[n].host, r->place[n].size);
     undo(v, r, &before);
-    u64 count = jit_run_path(v, b, c->hints, w.exact || budget < PATH_INSNS ? w.n : w.n + PATH_INSNS);
+    u64 count = jit_run_path(v, b, w.exact || budget < PATH_INSNS ? w.n : w.n + PATH_INSNS);
     state_take(v, &jit);
     for (unsigned n = 0; n < r->n; n++)
         memcpy(r->place[n].jit, r->place[n].host, r->place[n].size);

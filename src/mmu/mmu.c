@@ -2,7 +2,7 @@
  * The MMU of one vCPU: the walk context made from the control registers, the address space they name, and
  * translation.
  */
-#include "mmu/space.h"
+#include "mmu/fill.h"
 
 /* ---- life ---- */
 
@@ -42,8 +42,8 @@ void mmu_free(struct mmu *m)
     shadow_close(m->shadow);
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i]) {
-            free(m->space[i]->jump[0]);
-            free(m->space[i]->jump[1]);
+            for (unsigned k = 0; k < ARRAY_SIZE(m->space[i]->jump); k++)
+                free(m->space[i]->jump[k]);
             free(m->space[i]);
         }
     free(m);
@@ -186,6 +186,7 @@ void mmu_update(struct vcpu *v)
             memcpy(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
         }
         m->now = t;
+        guards_forget(v);
         m->stats.space_switches++;
     }
     struct tlb *t = m->now;
@@ -251,22 +252,24 @@ u32 mmu_access_mode(const struct vcpu *v)
     return v->rflags & FL_AC ? ACCESS_AC : 0;
 }
 
-static struct jump_cache *jump_cache(struct vcpu *v)
+static struct jump_cache *jump_cache(struct vcpu *v, enum jump_kind kind)
 {
     struct mmu *m = v->mmu;
     if (unlikely(m->stale || !m->now))
         mmu_update(v);
-    struct jump_cache **j = &m->now->jump[v->cpl == 3];
+    struct jump_cache **j = &m->now->jump[kind * 2 + (v->cpl == 3)];
     if (unlikely(!*j)) {
         *j = calloc(1, sizeof(**j));
         if (!*j)
             panic("out of memory for a jump cache");
-        jump_fill_empty((*j)->e, JUMP_CACHE_SIZE);
+        /* Only here would an empty entry of zeros be found: for RIP 0. */
+        jump_fill_empty((*j)->e, 2);
     }
     return *j;
 }
 
-struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
+struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v, JUMP_BLOCKS)->e; }
+struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind) { return jump_cache(v, kind)->e; }
 
 /* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
 static bool rip_is_global(const struct vcpu *v, gva_t rip)
@@ -279,95 +282,55 @@ static bool rip_is_global(const struct vcpu *v, gva_t rip)
     return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
 }
 
+/* Entry @n of @j is about to hold what @rip leads to. */
+static void jump_note(const struct vcpu *v, struct jump_cache *j, unsigned n, gva_t rip)
+{
+    bit_set(j->used, n / JUMP_RUN);
+    if (!rip_is_global(v, rip) || !rip_is_global(v, rip + 14))
+        bit_set(j->local, n / JUMP_RUN);
+}
+
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
-    struct jump_cache *j = jump_cache(v);
+    struct jump_cache *j = jump_cache(v, JUMP_BLOCKS);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
-    bit_set(j->used, n / JUMP_RUN);
-    if (!rip_is_global(v, rip))
-        bit_set(j->local, n / JUMP_RUN);
+    jump_note(v, j, n, rip);
     j->e[n] = (struct jump_cache_entry){rip, block};
+}
+
+void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code)
+{
+    struct jump_cache *j = jump_cache(v, kind);
+    unsigned n = jump_code_way(rip);
+    struct jump_cache_entry *e = &j->e[n];
+    jump_note(v, j, n, rip);
+    if (e[0].rip != rip) /* the first way is what was asked for last */
+        e[1] = e[0];
+    e[0] = (struct jump_cache_entry){rip, code};
+}
+
+void mmu_jump_codes_forget(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    for (unsigned s = 0; s < SPACES; s++)
+        for (unsigned k = JUMP_CODE64 * 2; m->space[s] && k < JUMP_KINDS * 2; k++) {
+            struct jump_cache *j = m->space[s]->jump[k];
+            for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
+                for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+                    jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
+                j->used[n] = j->local[n] = 0;
+            }
+        }
 }
 
 /* ---- translation ---- */
 
-/* Where @pa leads: the host address if the CPU may reach it directly. Returns whether that is RAM. */
-static bool target(const struct mmu *m, const struct vcpu *v, pa_t pa, bool write, struct translation *t)
+static void entry_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t, bool ram)
 {
-    pa_t page = pa & PAGE_MASK;
-    t->pa = pa;
-    t->page_flags = 0;
-    t->host = NULL;
-    if (unlikely(page == v->apic_page || page == v->virt_apic_page))
-        return false;
-    const struct range *r = map_page(m->pm, pa);
-    if (!r || !r->host)
-        return false;
-    bool ram = r->region->kind == REGION_RAM;
-    if (ram && write)
-        range_note_user(r, pa, PAGE_WRITERS, v->index);
-    if (ram)
-        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_SEQ_CST);
-    if (ram || !write)
-        t->host = r->host + (pa - r->start);
-    return ram;
-}
-
-/* Sets the slot's tags to what may go straight to host memory now. */
-static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const struct translation *t, bool ram)
-{
-    struct tlb_entry *e = &a->e[slot];
-    const struct side *s = &a->side[slot];
-    bool watch = unlikely(m->nwatch) && watched(m, s);
-    bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
-    if (write && unlikely(physmap_shared(m->pm))) {
-        physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
-        write = !physmap_page_flags(m->pm, s->pa & PAGE_MASK);
-    }
-    e->tag_read = (s->pa & ACCESS_READ) && t->host && !watch ? s->page : TLB_NONE;
-    e->tag_exec = (s->pa & ACCESS_EXEC) && t->host ? s->page : TLB_NONE;
-    e->tag_write = write ? s->page : TLB_NONE;
-    e->addend = t->host ? (u64)(uintptr_t)t->host - (s->page | (t->pa & ~PAGE_MASK)) : 0;
-    if (write) {
-        bit_set(a->writable, slot);
-        bit_set(a->write_bloom, page_hash(s->pa));
-    } else {
-        bit_clear(a->writable, slot);
-    }
-}
-
-static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t,
-                      bool ram)
-{
-    struct tlb *tlb = m->now;
-    struct array *a = &tlb->ctx[c];
-    unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
-    u8 perms = w->perms & SIDE_PERMS;
-    if (!w->dirty)
-        perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
-    if (unlikely(m->ctx.lam48) && !(la >> 63) && la >> 47)
-        perms &= ACCESS_EXEC;
-    bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
-    const struct side *old = &a->side[slot];
-    /* Jump hints outlive the entry through which the code was fetched. */
-    if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
-        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear ||
-         ((old->pa & SIDE_GLOBAL) && !global)))
-        filter_set(&tlb->orphans, old->page, side_lg2(old));
-    a->side[slot].page = la & PAGE_MASK;
-    a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
-    bit_set(a->valid, slot);
-    if (global)
-        bit_set(a->global, slot);
-    else
-        bit_clear(a->global, slot);
-    if (unlikely(w->lg2_linear > PAGE_SHIFT)) {
-        bit_set(a->large, slot);
-        filter_set(&tlb->fragments, la, w->lg2_linear);
-    } else {
-        bit_clear(a->large, slot);
-    }
-    slot_grant(m, a, slot, t, ram);
+    struct leads l = walk_leads(w);
+    if (unlikely(m->check))
+        refill_check(m, la, c, &l);
+    slot_fill(m, la, c, &l, t, ram);
 }
 
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w)
@@ -407,7 +370,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
             m->stats.shadow_hits++;
             bool ram = target(m, v, w->pa, write, t);
             if (likely(fill))
-                slot_fill(m, la, c, w, t, ram);
+                entry_fill(m, la, c, w, t, ram);
             return true;
         }
     }
@@ -422,6 +385,6 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         shadow_fill(m->shadow, &m->view, &m->ctx, la, w); /* before the grant: it may track the page itself */
     bool ram = target(m, v, w->pa, write, t);
     if (likely(fill))
-        slot_fill(m, la, c, w, t, ram);
+        entry_fill(m, la, c, w, t, ram);
     return true;
 }

@@ -42,6 +42,14 @@ struct translation {
  * with *w describing the fault.
  */
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w);
+/*
+ * For translated code that found no grant for @page (of the last byte accessed) at @slot of v->tlb_now (of the first
+ * byte): enters one if the shadow page tables have it, no accessed or dirty flag is due and nobody must see the access.
+ * Asking early, or for an access that is never made, does no harm. Uses no vector or x87 registers, so that
+ * the caller need not save any. mmu_refills(): it is worth asking.
+ */
+void mmu_refill(struct vcpu *v, gva_t page, struct tlb_entry *slot, u64 access);
+bool mmu_refills(const struct vcpu *v);
 /* ACCESS_USER / ACCESS_AC bits of an ordinary access by the running code. */
 u32 mmu_access_mode(const struct vcpu *v);
 
@@ -72,6 +80,19 @@ struct jump_cache_entry *mmu_jump_cache(struct vcpu *v);
 /* Enters a hint there. */
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block);
 
+/*
+ * Likewise for translated code, in two ways: where to jump for a RIP. .block is the code. An entry must not
+ * outlive the memory of its code: mmu_jump_codes_forget().
+ */
+enum jump_kind { JUMP_BLOCKS, JUMP_CODE64, JUMP_CODE32, JUMP_KINDS };
+#define JUMP_CODE_FACTOR 0x9e3779b1u
+#define JUMP_CODE_SHIFT (32 - JUMP_CACHE_BITS + 1)
+/* The first way's entry; the second is the next. */
+static inline unsigned jump_code_way(gva_t rip) { return ((u32)rip * JUMP_CODE_FACTOR >> JUMP_CODE_SHIFT) * 2; }
+struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind);
+void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code);
+void mmu_jump_codes_forget(struct vcpu *v); /* all of all spaces */
+
 static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
 {
     return &v->tlb_now[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];
@@ -94,6 +115,7 @@ struct mmu_stats {
     u64 walk_steps;     /* table entries read */
     u64 cached;         /* slow-path translations answered by the TLB */
     u64 shadow_hits;    /* answered by the shadow page tables: TLB entries filled without a walk */
+    u64 refills;        /* likewise, asked by translated code */
     u64 shadow_faults;  /* page faults answered by them */
     u64 spaces_made;    /* address spaces set up (a TLB taken from the pool) */
     u64 space_switches; /* changes of the current address space */
