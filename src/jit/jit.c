@@ -81,7 +81,7 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
-static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 
 static void make_stubs(struct jit *j)
 {
@@ -453,7 +453,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
 }
 
 /* In place of jit_call_body(): a path is left in front of the instruction. */
-static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
 {
     if (!f->codes) /* a region */
         return jit_call_body(v, i, info, f);
