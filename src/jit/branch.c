@@ -141,7 +141,8 @@ void emit_page_guards(struct tr *t, const struct insn *i)
             return;
         }
         if (!(t->pages & BIT(n))) {
-            bool live = t->flags == FL_HOST && (!t->idx || t->live_after[t->idx - 1]);
+            flags_make(t);
+            bool live = t->flags == FL_HOST;
             if (!emit_guard(t, distance, p->page[n].host, t->off, live))
                 return;
             if (!live)

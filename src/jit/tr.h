@@ -173,6 +173,8 @@ void flags_load(struct tr *t); /* uses RAX */
 void flags_disturb(struct tr *t);
 /* The flags are in memory, for what is behind the translation. Uses RAX. */
 void flags_keep(struct tr *t);
+/* What is only known how to make again is in EFLAGS then; uses RAX. */
+void flags_make(struct tr *t);
 /* A test of our own comes: flags that only EFLAGS hold, and that cannot be made again, are saved. Uses RAX. */
 void flags_guard(struct tr *t);
 /* Likewise; and here it is. */
