@@ -290,6 +290,7 @@ static const struct virt_check rows[] = {
 #include "vmx/checks.def"
 };
 #undef CHECK
+_Static_assert(ARRAY_SIZE(rows) <= 64 * VMX_AGAIN_WORDS, "a bit for each row");
 
 const struct virt_check *vmx_check_table(unsigned *n)
 {

@@ -285,7 +285,8 @@ void vmx_enter(struct vcpu *v, bool launch)
     }
 
     vmx_take_snapshot(v, &s);
-    failed = vmx_check_first_failure(&s, STAGE_CONTROLS, STAGE_HOST);
+    vmx_again_begin(&x->again, &s);
+    failed = vmx_again_first_failure(&x->again, &s, STAGE_CONTROLS, STAGE_HOST);
     if (failed) {
         x->stats.entry_failures++;
         note_failure(v, failed);
@@ -300,7 +301,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     x->entry = (u32)x->f[VMCS_VM_ENTRY_CONTROLS];
     x->exit = (u32)x->f[VMCS_VM_EXIT_CONTROLS];
 
-    failed = vmx_check_first_failure(&s, STAGE_GUEST, STAGE_GUEST);
+    failed = vmx_again_first_failure(&x->again, &s, STAGE_GUEST, STAGE_GUEST);
     if (failed) {
         note_failure(v, failed);
         vmx_entry_failed(v, EXIT_REASON_INVALID_GUEST_STATE, failed->qualification);
