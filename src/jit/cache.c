@@ -124,6 +124,8 @@ void cache_block_died(struct vcpu *v, struct block *b)
 static void segment_begin(struct jit *j, unsigned s)
 {
     size_t code = (j->middle - j->base) / SEGMENTS, cold = (j->size - j->middle) / SEGMENTS;
+    if (j->parts) /* they lie between the translations */
+        memset(j->parts, 0, PARTS * sizeof(*j->parts));
     j->segment = s;
     j->used = (j->base + s * code + 63) & ~(size_t)63;
     j->cold = (j->middle + s * cold + 63) & ~(size_t)63;
@@ -146,8 +148,6 @@ void cache_init(struct jit *j)
 void cache_empty(struct jit *j)
 {
     cache_init(j);
-    if (j->parts)
-        memset(j->parts, 0, PARTS * sizeof(*j->parts));
     j->stats.flushes++;
 }
 

@@ -176,6 +176,7 @@ void groups_misses(struct tr *t, struct groups *g)
         put_target(p->miss, c->p);
         put_rm(c, true, 0x8d, H_RAX, host_of[r], p->lo);
         tlb_ask(t, 1, p->write);
+        refill_here(t, p->write);
         g->other[g->nother++] = put_jcc(c, CC_NE);
         cell_fill(t, p->cell);
         put_rm(c, true, 0x8d, H_RCX, host_of[r], p->lo);

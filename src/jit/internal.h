@@ -32,7 +32,7 @@ struct frame {
     u64 temp, temp2;
     struct jit *jit;
     u64 units; /* enum unit: what the host holds of the guest's */
-    u64 spare;
+    u64 linear; /* address, of an access in 16-bit code */
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
@@ -147,9 +147,10 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load, *guard_ask, *gone; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2], *guard_ask, *gone; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */
@@ -182,6 +183,10 @@ struct translation_request {
 /* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
 
+/* ---- segmented.c ---- */
+/* Whether 16-bit code may be translated, and its translation run, as things are. */
+bool jit_segmented_ok(const struct vcpu *v);
+
 /* ---- cache.c ---- */
 u32 link_take(struct jit *j); /* 0: none left */
 struct guard *guard_take(struct jit *j); /* NULL: none left */
@@ -200,6 +205,10 @@ size_t arena_take(struct jit *j, size_t size);
 
 /* ---- dump.c ---- */
 void jit_dump(const struct vcpu *v, const struct path *p, const u8 *code, size_t size, const u8 *cold, size_t rest);
+
+/* ---- refill.c ---- */
+/* refill[0] for reads, [1] for writes: RAX, RCX and the flags are as tlb_ask() leaves them, asked again. */
+void refill_make_stubs(struct jit *j, struct code_buf *c);
 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */

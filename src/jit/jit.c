@@ -53,16 +53,6 @@ static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
 
 /* ---- stubs ---- */
 
-static void put_push(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x50 | (r & 7));
-}
-static void put_pop(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x58 | (r & 7));
-}
 static void put_registers(struct code_buf *c, bool load)
 {
     for (unsigned r = 0; r < 16; r++)
@@ -90,6 +80,8 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_call_to(c, j->vec_store);
     put_target(none, c->p);
 }
+
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 
 static void make_stubs(struct jit *j)
 {
@@ -130,7 +122,7 @@ static void make_stubs(struct jit *j)
     put_mov_rr(&c, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
-    put_c_call(&c, (const void *)(uintptr_t)jit_call_body);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_body : (const void *)(uintptr_t)jit_call_body);
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_rr(&c, false, 0x85, H_RAX, H_RAX);
     u8 *leave = put_jcc(&c, CC_NE);
@@ -175,6 +167,8 @@ static void make_stubs(struct jit *j)
     j->gone = c.p;
     put_mov_imm32(&c, H_RAX, JIT_EXIT_LOOKUP);
     put_jmp_to(&c, j->exit);
+
+    refill_make_stubs(j, &c);
 
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
@@ -237,6 +231,8 @@ static bool mode_ok(const struct vcpu *v)
         return false;
     if (v->code_mode == CODE_64)
         return true;
+    if (v->code_mode == CODE_16)
+        return jit_segmented_ok(v);
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
@@ -309,36 +305,32 @@ static void know_page(struct vcpu *v, gva_t la)
     struct translation t;
     struct walk w;
     la &= v->linear_mask;
+    if (((const struct jit *)v->jit)->lockstep) /* the interpreter has been there already */
+        return;
     if (tlb_slot(v, la)->tag_exec != (la & PAGE_MASK) && cpu_canonical(v, la))
         mmu_translate(v, la, ACCESS_EXEC | mmu_access_mode(v), &t, &w);
 }
 
-static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *)
+/* Whether @b has a translation that may run as things are; it is counted, and perhaps translated now. */
+static bool translated(struct vcpu *v, struct block *b)
 {
     struct jit *j = v->jit;
-    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
-    if (unlikely(attention(v)))
-        return HOT_COLD;
-    if (unlikely(j->interpret)) {
-        j->interpret = false;
-        return HOT_COLD;
-    }
     if (!b->code) {
         if (j->pending) /* translated code leads here: it is no beginner */
             b->heat += j->heat / 4;
         j->pending = 0;
-        if (++b->heat < j->heat || !b->host || !mode_ok(v))
-            return HOT_COLD;
+        if (++b->heat < j->heat || !b->host || !mode_ok(v) || (b->cross && v->code_mode == CODE_16))
+            return false;
         struct block_links *links;
         u8 *code = translate_block(v, b, &links);
         if (!code) {
             b->heat = 0;
-            return HOT_COLD;
+            return false;
         }
         b->links = links;
         b->code = code;
     } else if (unlikely(!mode_ok(v))) {
-        return HOT_COLD;
+        return false;
     }
     if (j->pending) {
         link_set(j, j->pending, b);
@@ -346,36 +338,53 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
             know_page(v, v->rip);
         j->pending = 0;
     }
-    if (v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
-        return HOT_COLD;
+    return true;
+}
+
+/* Runs the translation of @b for at most @budget instructions; why it came back. */
+static u64 run_translation(struct vcpu *v, const struct block *b, u64 budget)
+{
+    struct jit *j = v->jit;
     if (j->patched) {
         j->serialise();
         j->patched = false;
     }
     enum jump_kind kind = v->code_mode == CODE_64 ? JUMP_CODE64 : JUMP_CODE32;
-    struct frame f = {.left = (s64)(v->budget_end - v->icount), .rip = v->rip, .flags = flags_get(v), .codes = mmu_jump_codes(v, kind),
-                      .end = v->budget_end, .jit = j};
-    const struct jump_cache_entry *e = &f.codes[jump_code_way(v->rip)];
-    if (e->rip != v->rip || e->block != b->code)
-        mmu_jump_code(v, kind, v->rip, b->code);
+    struct frame f = {.left = (s64)budget, .rip = v->rip, .flags = flags_get(v), .codes = mmu_jump_codes(v, kind), .end = v->icount + budget, .jit = j};
+    if (v->code_mode != CODE_16) { /* which looks nothing up */
+        const struct jump_cache_entry *e = &f.codes[jump_code_way(v->rip)];
+        if (e->rip != v->rip || e->block != b->code)
+            mmu_jump_code(v, kind, v->rip, b->code);
+    }
     v->insn = NULL;
     v->interp->current = NULL;
     j->stats.entries++;
-    u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
+    u64 (*code)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
-    u64 why = enter(v, &f, b->code);
+    u64 why = code(v, &f, b->code);
     v->interp->current = NULL;
     j->stats.exits[EXIT_REASON(why)]++;
-    if (EXIT_REASON(why) == JIT_EXIT_LINK) {
+    if (EXIT_REASON(why) == JIT_EXIT_LINK)
         j->pending = (u32)EXIT_NUMBER(why);
-        return HOT_DONE;
-    }
     if (EXIT_REASON(why) == JIT_EXIT_GUARD) { /* the instruction that comes next needs that page */
         know_page(v, v->rip + j->guard[EXIT_NUMBER(why)].from);
         j->interpret = true;
-        return HOT_DONE;
     }
-    return EXIT_REASON(why) == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
+    return EXIT_REASON(why);
+}
+
+static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *)
+{
+    struct jit *j = v->jit;
+    /* While something keeps asking for attention, the interpreter goes on by single instructions. */
+    if (unlikely(attention(v) || j->interpret)) {
+        j->interpret = false;
+        return HOT_COLD;
+    }
+    if (!translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
+        return HOT_COLD;
+    u64 why = run_translation(v, b, v->budget_end - v->icount);
+    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP || why == JIT_EXIT_GUARD ? HOT_DONE : HOT_LEAVE;
 }
 
 static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
@@ -402,8 +411,7 @@ static struct part *part_of(struct vcpu *v, struct block *b, unsigned first, uns
     struct part *r = &j->parts[hash >> 48 & (PARTS - 1)];
     if (r->b == b && r->first == first && r->count == count && r->stop == stop && b->host)
         return r;
-    if (j->used + BLOCK_CODE_MAX > j->middle)
-        cache_empty(j);
+    cache_room(v, BLOCK_CODE_MAX, 0);
     struct block_links links = {0};
     size_t start = j->used;
     struct code_buf c = {j->rw + start, j->rw + start + BLOCK_CODE_MAX, false};
@@ -434,6 +442,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     memset(v->cell_limit, 0, sizeof(v->cell_limit));
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -441,6 +450,37 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     enter(v, &f, r->code);
     v->icount = icount;
     return true;
+}
+
+/* In place of jit_call_body(): a path is left in front of the instruction. */
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
+{
+    if (!f->codes) /* a region */
+        return jit_call_body(v, i, info, f);
+    if (f->units)
+        jit_units_leave(v, f);
+    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
+    v->icount = f->end - (u64)f->left - INFO_N(info) + INFO_IDX(info);
+    flags_put(v, (u32)f->flags);
+    return 1;
+}
+
+bool jit_path_ready(struct vcpu *v, struct block *b) { return translated(v, b); }
+
+u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget)
+{
+    u64 start = v->icount;
+    if (budget < ((const struct block_links *)b->links)->n)
+        return 0;
+    memset(v->cell_limit, 0, sizeof(v->cell_limit)); /* as for regions */
+    for (u64 n = 0; n < v->guards->n; n++)
+        *v->guards->told[n] = CODE_GUARD_NONE;
+    v->guards->n = 0;
+    run_translation(v, b, budget);
+    u64 count = v->icount - start;
+    v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
+    return count;
 }
 
 const u8 *jit_region_code(const struct vcpu *v, size_t *size)
@@ -513,7 +553,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat)
+static int attach_with(struct vcpu *v, u32 heat, bool lockstep)
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -522,6 +562,7 @@ static int attach_with(struct vcpu *v, u32 heat)
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
+        j->lockstep = lockstep;
         ask_host(j);
         j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
@@ -540,8 +581,9 @@ static int attach_with(struct vcpu *v, u32 heat)
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT); }
-static int attach_eager(struct vcpu *v) { return attach_with(v, 1); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, false); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1, false); }
+int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, true); }
 
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {

@@ -20,11 +20,22 @@ enum kind {
     K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
 };
 
+/*
+ * How the flags can be made again from registers that have not changed since: what a slow path does instead
+ * of the code in front of it saving them.
+ */
+struct recipe {
+    enum { AGAIN_NONE, AGAIN_CMP, AGAIN_TEST, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG, AGAIN_ZERO } op; /* ADD, SUB, NEG: @a is the result */
+    u8 size, a, b; /* guest registers; @b REG_NONE: @imm */
+    s32 imm;
+};
+
 struct slow {
     u8 *from[8];     /* jumps to it */
     unsigned n;
     u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
     bool load_flags; /* EFLAGS must hold the flags at @back */
+    struct recipe recipe; /* unless AGAIN_NONE: the flags are not in memory */
     s32 off;
     u8 idx;
     bool fip_valid;
@@ -48,6 +59,13 @@ struct miss {
     struct slow *slow;
     u8 cell, size;
     bool write, address; /* @address: RAX is to hold the address at @back */
+};
+
+/* A check in line that missed: the MMU may know more (refill.c). */
+struct refill {
+    u8 *from, *back;
+    struct slow *slow;
+    bool write;
 };
 
 /* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
@@ -89,7 +107,7 @@ struct guard_site {
     struct guard *guard;
     s32 off;         /* the instruction that follows, or the branch that leads there */
     unsigned idx;
-    bool load_flags; /* EFLAGS hold flags */
+    struct recipe recipe; /* unless AGAIN_NONE: the flags are not in memory */
     bool fip_valid;
     s32 fip;
     u32 link;        /* the branch's; 0: within the path */
@@ -108,7 +126,9 @@ struct tr {
     unsigned idx;      /* of the instruction in the block */
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
+    bool segmented;    /* 16-bit code (segmented.c) */
     enum flag_state flags;
+    struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
     u8 kinds[PATH_MAX_INSNS]; /* enum kind of each */
@@ -132,6 +152,8 @@ struct tr {
     u32 pages;         /* of the path, bit by number: known to be where they were */
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
+    struct refill refill[2 * PATH_MAX_INSNS];
+    unsigned nrefill;
     u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
     u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
     u32 units;         /* enum unit: known to be in the host's registers */
@@ -147,10 +169,19 @@ void flags_save(struct tr *t); /* uses RAX */
 void flags_load(struct tr *t); /* uses RAX */
 /* EFLAGS are about to be overwritten by something that is not the instruction. */
 void flags_disturb(struct tr *t);
-/* Flags that only EFLAGS hold are saved. */
+/* The flags are in memory, for what is behind the translation. Uses RAX. */
 void flags_keep(struct tr *t);
-/* A test of our own comes: flags that only EFLAGS hold are saved, which uses RAX. */
+/* A test of our own comes: flags that only EFLAGS hold, and that cannot be made again, are saved. Uses RAX. */
+void flags_guard(struct tr *t);
+/* Likewise; and here it is. */
 void flags_spare(struct tr *t);
+/* The flags again, by @r; uses RAX. */
+void flags_again(struct tr *t, const struct recipe *r);
+/* Before and after an instruction that has written @writes: whether its flags, or those before it, can be made again. */
+void flags_before(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+void flags_after(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+/* General registers that the instruction may change. */
+u32 gprs_changed(const struct insn *i, enum kind k);
 /* Before the instruction itself, when RAX is free: the flags it needs. */
 void flags_want(struct tr *t);
 
@@ -169,6 +200,14 @@ void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
 void left_add(struct tr *t, unsigned idx);
 
+/* ---- refill.c ---- */
+
+/* Behind tlb_ask(): asks the MMU out of line when it does not grant, and takes the slow path if that did not help. */
+void refill_or_slow(struct tr *t, bool write);
+void emit_refills(struct tr *t);
+/* Likewise at once, in code that is out of line already; afterwards the flags say again what tlb_ask() says. */
+void refill_here(struct tr *t, bool write);
+
 /* ---- memory.c ---- */
 
 struct mem {
@@ -181,7 +220,7 @@ static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; 
 /* Whether the components are in host registers: one LEA. */
 bool ea_simple(const struct tr *t, const struct ea *e);
 void ea_of(struct tr *t, const struct insn *i, struct ea *e);
-/* Whether ea_lea() can do it. */
+/* Whether mem_check() can do it. */
 bool ea_possible(bool wide, const struct insn *i);
 /* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
 void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
@@ -207,6 +246,14 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
+
+enum kind kind_segmented(const struct jit *j, const struct insn *i);
+void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_lea_segmented(struct tr *t, const struct insn *i);
+void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
+void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 

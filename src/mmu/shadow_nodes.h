@@ -22,6 +22,7 @@ struct node {
     u32 rights;   /* NODE_*; of EPT, the AND of its rights */
     u32 used : 25, lg2 : 6, table_writable : 1;
     u32 deps;  /* its first dependency */
+    u32 hits;  /* walks it has spared */
 };
 _Static_assert(sizeof(struct node) == 64, "one cache line");
 #define STAMP_BITS BITS64(24, 0) /* of a stamp, in .used */
@@ -48,8 +49,9 @@ struct table {
     u16 hash_next;
     u32 live;        /* dependencies */
     u8 idle;         /* writes in a row that found no dependency */
-    u16 writes;      /* in this window, and how many shadows they dropped */
-    u16 drops;
+    u16 writes;      /* in this window, */
+    u16 drops;       /* how many shadows they dropped, */
+    u32 spared;      /* and how many walks those had spared */
     u32 window;      /* stamp of its begin */
     u64 used;        /* stamp */
     u64 left_alone;  /* until this stamp */

@@ -13,7 +13,8 @@
 
 #define WINDOW     64  /* writes after which a page is judged */
 #define IDLE       4   /* writes in a row while no shadow stands on it: freed, most likely, and used otherwise */
-#define FLOOD      32  /* shadows dropped among them that make a flood */
+#define FLOOD      32  /* shadows dropped among them that make a flood, unless */
+#define WORTH      4   /* each had spared so many walks: what making and dropping one costs */
 #define LEFT_ALONE 512 /* stamps */
 
 static void node_drop(struct shadow *s, struct node *n);
@@ -262,7 +263,7 @@ static void node_make(struct shadow *s, const struct node *draft, struct ground 
     deps_reserve(s, n);
     struct node *at = node_place(s, node_set(made.region, made.root, made.role));
     made.used = (u32)s->stamp & STAMP_BITS;
-    made.deps = 0;
+    made.deps = made.hits = 0;
     *at = made;
     s->stats.live++;
     for (unsigned i = 0; i < n; i++)
@@ -378,6 +379,7 @@ static unsigned slot_written(struct shadow *s, struct table *t, unsigned slot)
             i = d->next;
             continue;
         }
+        t->spared += n->hits < UINT16_MAX ? n->hits : UINT16_MAX;
         node_drop(s, n);
         dropped++;
         i = t->head[slot]; /* anew: a table that maps itself lets a node stand on one entry more than once */
@@ -416,9 +418,10 @@ static bool in_use(const struct shadow *s, const struct table *t)
 
 static void window_end(struct shadow *s, struct table *t)
 {
-    bool thrashed = t->drops >= FLOOD;
-    if (!thrashed && t->live && in_use(s, t)) {
+    bool thrashed = t->drops >= FLOOD && t->spared < (u32)t->drops * WORTH;
+    if (!thrashed && ((t->live && in_use(s, t)) || t->spared >= WINDOW * WORTH)) {
         t->writes = t->drops = 0;
+        t->spared = 0;
         t->window = (u32)s->stamp;
         return;
     }
