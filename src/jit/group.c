@@ -194,7 +194,7 @@ void groups_misses(struct tr *t, struct groups *g)
 bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell)
 {
     const struct groups *g = t->groups;
-    if (!g || e->base >= 16 || e->index != REG_NONE || !(g->valid & BIT(e->base)))
+    if (!g || e->base >= 16 || e->index != REG_NONE || !(g->valid & BIT(e->base)) || e->adsize != 8 || e->seg == SEG_FS || e->seg == SEG_GS)
         return false;
     const struct group *p = &g->group[e->base];
     s64 at = e->disp + g->delta[e->base];

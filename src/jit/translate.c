@@ -78,6 +78,7 @@ static bool emit_insn(struct tr *t, bool last)
     t->cur = NULL;
     t->j->stats.insns++;
     bool branch = k >= K_JCC && k <= K_RET;
+    emit_page_guards(t, i);
     if (t->idx == 0 && t->loops && !t->calls && !branch) {
         units_hoist(t);
         t->body = t->c->p;
@@ -120,7 +121,7 @@ static bool emit_insn(struct tr *t, bool last)
     case K_JCC: emit_jcc(t, i); return true;
     case K_JMP: {
         flags_keep(t);
-        emit_jump(t, t->off + i->len + (s64)i->imm);
+        emit_jump(t, t->off + i->len + (s64)i->imm, true);
         slow_leaves(t, JIT_EXIT_LOOKUP);
         return true;
     }
@@ -192,11 +193,8 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         if (q->region) {
             rip_add(t, t->off);
             emit_exit(t, JIT_EXIT_STOP);
-        } else if (in_page(t->b, t->off)) {
-            emit_link(t, t->off);
         } else {
-            rip_to_rcx(t, t->off);
-            emit_goto(t);
+            emit_jump(t, t->off, false);
         }
     }
     if (cold)
@@ -204,6 +202,8 @@ static void emit_path(struct tr *t, struct code_buf *cold)
     if (t->groups)
         groups_misses(t, t->groups);
     emit_side_exits(t);
+    emit_guard_sites(t);
+    emit_seconds(t);
     emit_misses(t);
     emit_refills(t);
     emit_slow_paths(t);
@@ -212,7 +212,7 @@ static void emit_path(struct tr *t, struct code_buf *cold)
 bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
 {
     struct block *b = q->b;
-    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
+    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY, .pages = 1};
     struct groups groups;
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = hot->p;

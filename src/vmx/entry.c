@@ -297,6 +297,7 @@ void vmx_enter(struct vcpu *v, bool launch)
     x->pin = (u32)x->f[VMCS_PIN_BASED_VM_EXEC_CONTROL];
     x->pri = (u32)x->f[VMCS_CPU_BASED_VM_EXEC_CONTROL];
     x->sec = secondary(x->f);
+    x->ter = x->pri & BIT(PRI_TERTIARY_CONTROLS) ? x->f[VMCS_TERTIARY_VM_EXEC_CONTROL] : 0;
     x->entry = (u32)x->f[VMCS_VM_ENTRY_CONTROLS];
     x->exit = (u32)x->f[VMCS_VM_EXIT_CONTROLS];
 

@@ -254,6 +254,7 @@ struct vmx {
 
     /* ---- guest mode: controls in force ---- */
     u32 pin, pri, sec, entry, exit;
+    u64 ter;
     pa_t shadow_vmcs;           /* VMCS shadowing: the link pointer */
     bool virtual_nmi_blocked;   /* "virtual NMIs": blocking is virtual, physical NMIs always exit */
     bool iret_unblocked;        /* the IRET that executes has lifted NMI blocking */
@@ -283,6 +284,7 @@ const struct vmx_stats *vmx_stats(const struct vcpu *v);
 static inline bool pin_ctl(const struct vmx *x, unsigned bit) { return x->pin >> bit & 1; }
 static inline bool pri_ctl(const struct vmx *x, unsigned bit) { return x->pri >> bit & 1; }
 static inline bool sec_ctl(const struct vmx *x, unsigned bit) { return x->sec >> bit & 1; }
+static inline bool ter_ctl(const struct vmx *x, unsigned bit) { return x->ter >> bit & 1; }
 static inline bool exit_ctl(const struct vmx *x, unsigned bit) { return x->exit >> bit & 1; }
 static inline bool entry_ctl(const struct vmx *x, unsigned bit) { return x->entry >> bit & 1; }
 

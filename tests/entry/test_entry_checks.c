@@ -115,6 +115,14 @@ static void posted(void)
     SET_SEC(VIRTUAL_INTERRUPT_DELIVERY);
     SET_EXIT(ACK_INTERRUPT);
 }
+static void ipi_virtualization(void)
+{
+    SET_PRI(TPR_SHADOW);
+    SET_PRI(TERTIARY_CONTROLS);
+    F(TERTIARY_VM_EXEC_CONTROL) = BIT64(TER_IPI_VIRTUALIZATION);
+    F(PID_POINTER_TABLE) = 0x5008;
+    F(LAST_PID_POINTER_INDEX) = 1;
+}
 static void vmfunc(void)
 {
     use_ept();
@@ -132,6 +140,7 @@ static void linked(void)
     W(EXEC_PIN_ALLOWED, F(PIN_BASED_VM_EXEC_CONTROL) &= ~BIT64(1))                                             \
     W(EXEC_PRI_ALLOWED, F(CPU_BASED_VM_EXEC_CONTROL) |= BIT64(0))                                              \
     W(EXEC_SEC_ALLOWED, SET_SEC(BUS_LOCK_DETECTION))                                                           \
+    W(EXEC_TER_ALLOWED, SET_PRI(TERTIARY_CONTROLS), F(TERTIARY_VM_EXEC_CONTROL) = BIT64(63))                   \
     W(EXEC_CR3_TARGET_COUNT, F(CR3_TARGET_COUNT) = 5)                                                          \
     W(EXEC_IO_BITMAP_A, SET_PRI(IO_BITMAPS), F(IO_BITMAP_A) = 0x1800)                                          \
     W(EXEC_IO_BITMAP_B, SET_PRI(IO_BITMAPS), F(IO_BITMAP_B) = BIT64(40))                                       \
@@ -148,6 +157,7 @@ static void linked(void)
     W(EXEC_PI_DEPS, posted(), CLEAR_EXIT(ACK_INTERRUPT))                                                       \
     W(EXEC_PI_NV, posted(), F(POSTED_INTR_NV) = 0x100)                                                         \
     W(EXEC_PI_DESC, posted(), F(POSTED_INTR_DESC_ADDR) = 0x20)                                                 \
+    W(EXEC_IPIV_TABLE, ipi_virtualization(), F(PID_POINTER_TABLE) = (1ull << 40) - 8)                          \
     W(EXEC_VPID_NONZERO, SET_SEC(VPID))                                                                        \
     W(EXEC_EPTP_MEMTYPE, use_ept(), F(EPT_POINTER) = 0x1c)                                                     \
     W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x2e)                                                        \
@@ -323,7 +333,7 @@ static void test_valid(void **state)
 {
     static const struct { const char *name; void (*make)(void); } states[] = {
         { "a 32-bit guest", make_32bit }, { "a virtual-8086 guest", make_v86 }, { "a real-mode guest", make_real_mode },
-        { "posted interrupts", posted }, { "VM functions", vmfunc }, { "a linked VMCS", linked }, { "a usable LDTR", usable_ldtr },
+        { "posted interrupts", posted }, { "IPI virtualization", ipi_virtualization }, { "VM functions", vmfunc }, { "a linked VMCS", linked }, { "a usable LDTR", usable_ldtr },
     };
     valid_snapshot();
     expect_valid("a 64-bit guest");
@@ -511,7 +521,9 @@ static void test_capabilities(void **state)
     assert_true(vmx_caps_msr(&plain_caps, 0x488, &a));
     assert_true(vmx_caps_msr(&plain_caps, 0x489, &b));
     assert_int_equal(a & ~b, 0);
-    assert_false(vmx_caps_msr(&plain_caps, 0x492, &a)); /* no tertiary controls */
+    assert_true(vmx_caps_msr(&plain_caps, 0x492, &a));
+    assert_int_equal(a, BIT64(TER_IPI_VIRTUALIZATION));
+    assert_false(vmx_caps_msr(&plain_caps, 0x493, &a)); /* no secondary exit controls */
     assert_false(vmx_caps_msr(&plain_caps, 0x47f, &a));
     for (unsigned n = 0; n < CTL_COUNT; n++)
         for (unsigned o = 0; o < n; o++)

@@ -1,6 +1,6 @@
 /*
  * Random blocks on the interpreter and on the JIT: branches, calls, faults, self-modification, page-crossing code and
- * data, an alias of all memory, mode switches, string instructions, TF, breakpoints and NMIs. A program is a set of
+ * data, an alias of all memory whose code pages are mapped elsewhere now and then, mode switches, string instructions, TF, breakpoints and NMIs. A program is a set of
  * blocks at random places in 64 KiB; each begins by telling the exception handlers (handlers.S) where to go on
  * after a fault, so that one fault does not end a program.
  *
@@ -229,7 +229,19 @@ static void special(unsigned b)
         kernel(b);
         return;
     }
-    switch (below(11)) {
+    switch (below(12)) {
+    case 11: /* another page at an alias of code */
+        if (block[b].mode == M64 || block[b].mode == M32) {
+            u32 la = TWIN_ALIAS + TWIN_CODE + below(16) * PAGE_SIZE;
+            store(b, TWIN_PT + la / PAGE_SIZE * 8, (TWIN_CODE + below(16) * PAGE_SIZE) | (below(8) ? 7 : 6), false);
+            PUT(0x0f, 0x01);
+            if (bits == 64)
+                PUT(0x3c, 0x25);
+            else
+                PUT(0x3d);
+            put32(la);
+        }
+        break;
     case 0: /* change an immediate, of this block too; sometimes any byte */
         if (!real(b)) {
             unsigned t = below(4) ? below(BLOCKS) : b;
@@ -375,15 +387,27 @@ static void access(bool wide, unsigned prefix, bool w, unsigned op, unsigned reg
 {
     s32 disp = base == RSP ? (s32)below(40) * 8 : below(8) ? (s32)below(64) * 4 - 128 : (s32)below(0x1000) - 0x800;
     bool small = disp == (s8)disp && below(4);
+    if (!below(12))
+        PUT(((const u8[]){0x64, 0x65, 0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e})[below(8)]);
+    if (wide && !below(24))
+        PUT(0x67);
     if (prefix)
         PUT((u8)prefix);
+    bool relative = wide && !below(16), index = !below(8); /* [rip + disp]; RCX is a small number, mostly */
     u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (base >> 3 & 1));
     if (wide && (rex != 0x40 || !below(8)))
         PUT(rex);
     if (op >> 8)
         PUT((u8)(op >> 8));
-    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (base & 7)));
-    if ((base & 7) == RSP)
+    if (relative) {
+        PUT((u8)op, (u8)((reg & 7) << 3 | 5));
+        put32(TWIN_DATA + 0x1000 + (u32)disp - (TWIN_CODE + pos + 4));
+        return;
+    }
+    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (index ? 4 : base & 7)));
+    if (index)
+        PUT((u8)(below(4) << 6 | RCX << 3 | (base & 7)));
+    else if ((base & 7) == RSP)
         PUT(0x24);
     if (small)
         PUT((u8)disp);
@@ -400,11 +424,11 @@ static void on_register(bool wide, bool w, unsigned op, unsigned reg, unsigned r
     PUT((u8)op, (u8)(0xc0 | (reg & 7) << 3 | (rm & 7)));
 }
 
-static void compiled_insn(bool wide, const u8 *base)
+static void compiled_insn(unsigned b, bool wide, const u8 *base)
 {
     unsigned r = base[below(3)], moved = r == RSP ? base[0] : r, d = some_data(wide);
     bool w = wide && below(2);
-    switch (below(16)) {
+    switch (below(18)) {
     case 0: case 1: access(wide, 0, w, 0x8b, d, r); break;
     case 2: case 3: access(wide, 0, w, 0x89, d, r); break;
     case 4: access(wide, below(3) ? 0 : 0x66, w, ((const u16[]){0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x11, 0x33, 0x85, 0x0fb6, 0x0fbf, 0x0faf, 0x0f44, 0x2b})[below(14)], d & 3, r); break;
@@ -456,6 +480,13 @@ static void compiled_insn(bool wide, const u8 *base)
         break;
     }
     case 13: on_register(wide, w, ((const u16[]){0x01, 0x29, 0x11, 0x19, 0x31, 0x85, 0x39, 0x0faf})[below(8)], d, some_data(wide)); break;
+    case 16: plain(b); break;
+    case 17: /* shifts by CL and by a number, of a register and of memory */
+        if (below(2))
+            on_register(wide, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 2})[below(6)], d);
+        else
+            access(wide, 0, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 3})[below(6)], r);
+        break;
     case 14: PUT(0x0f, (u8)((below(2) ? 0x90 : 0x40) | below(16)), (u8)(0xc0 | below(2) * 2)); break; /* setcc, cmovcc */
     default: access(wide, 0, w, 0xff, below(2), r); break; /* inc, dec */
     }
@@ -465,6 +496,9 @@ static void compiled(unsigned b)
 {
     bool wide = bits_of(b) == 64;
     u8 base[3];
+    bool other = block[b].mode == M32 || block[b].mode == P32 ? below(2) : false;
+    if (other) /* FS: offsets of 16 bits, a limit */
+        load_segment(b, SEG_FS, SEL_DATA16);
     for (unsigned n = 0; n < 3; n++) {
         base[n] = n && below(4) ? base[0] : (u8)some_base(wide);
         u32 at = TWIN_DATA + (below(3) ? 0xa00 + below(0xc00) : 0xf80 + below(0x100)) + (below(4) ? below(3) : 3 + below(5)) * PAGE_SIZE;
@@ -482,7 +516,12 @@ static void compiled(unsigned b)
         load_register(b, RCX, 1 + below(8));
     u32 head = pos;
     for (unsigned n = 4 + below(16); n--;)
-        compiled_insn(wide, base);
+        if (other && !below(6)) { /* mov, add through FS with a 16-bit address */
+            PUT(0x64, 0x67, ((const u8[]){0x8b, 0x89, 0x03, 0x01})[below(4)], (u8)(0x80 | below(2) * 2 << 3 | below(8)));
+            put16(below(0x10000));
+        } else {
+            compiled_insn(b, wide, base);
+        }
     if (!loop)
         return;
     PUT(0xff, 0xc9); /* dec ecx */
@@ -522,7 +561,7 @@ static void compiled_16(unsigned b)
         load_segment(b, SEG_SS, SEL_DATA16);
     PUT(0x66, 0xbc), put32(0xbc00 + below(0x80) * 8); /* mov esp, imm32 */
     for (unsigned n = 0; n < 4; n++)
-        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
+        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : !below(6) ? 0xff80 + below(0x80) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
     bool loop = below(4);
     if (loop)
         PUT(0xb9), put16(1 + below(8));
@@ -634,6 +673,7 @@ static bool smap; /* of the program: the world is TWIN_SMAP */
 static enum mode make_program(void)
 {
     unsigned world = below(8) < 5 ? TWIN_LONG : below(3) < 2 ? TWIN_LEGACY : TWIN_REAL;
+    bool crossing = below(2);
     smap = world == TWIN_LONG && !below(4);
     memset(code, 0xf4, sizeof(code));
     for (unsigned b = 0; b < BLOCKS; b++) {
@@ -641,6 +681,8 @@ static enum mode make_program(void)
             block[b].mode = (enum mode)below(MODES);
         while (mode_info[block[b].mode].world != world || (smap && (block[b].mode == M64U || block[b].mode == M32U)) || (b && below(2) && block[b].mode != block[0].mode));
         block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 120 * SLOT;
+        if (crossing && b < 14) /* so that it crosses into the next page; often the byte to be patched is that page's first */
+            block[b].at = (b + 1) * (u32)PAGE_SIZE - (below(2) ? mode_info[block[b].mode].bits == 64 ? 12 : 11 : 8 + below(64));
         block[b].patch = 0;
     }
     unsigned seams = below(3) ? 11 : 3; /* the rest is what compilers make */
@@ -711,7 +753,9 @@ int main(int argc, char **argv)
             }
             if (below(3))
                 go_elsewhere(&t);
-            if (!below(6)) {
+            for (unsigned n = below(4); mode_info[mode].world == TWIN_LONG && n; n--)
+                twins_remap(&t, below(16), below(16));
+            if (!below(4)) {
                 vcpu_request(t.a.v, REQ_NMI);
                 vcpu_request(t.b.v, REQ_NMI);
             }

@@ -72,6 +72,18 @@ void twins_free(struct twins *t)
     twin_free(&t->b);
 }
 
+void twins_remap(struct twins *t, unsigned page, unsigned to)
+{
+    gva_t la = TWIN_ALIAS + TWIN_CODE + page * PAGE_SIZE;
+    u8 entry[8];
+    store64(entry, (TWIN_CODE + to * PAGE_SIZE) | 7);
+    for (unsigned n = 0; n < 2; n++) {
+        struct twin *g = n ? &t->b : &t->a;
+        physmap_write(g->pm, PT + la / PAGE_SIZE * 8, entry, sizeof(entry));
+        mmu_invlpg(g->v, la);
+    }
+}
+
 /* ---- contents ---- */
 
 static u64 descriptor(u32 ar) { return 0x0000ffffull | (u64)(ar & 0xff) << 40 | 0xfull << 48 | (u64)(ar >> 12 & 0xf) << 52; }
@@ -86,8 +98,8 @@ static void tables(u8 *m, enum twin_world world, u16 cs)
     };
     for (unsigned n = 0; n < ARRAY_SIZE(segments); n++)
         store64(m + GDT + (segments[n].sel & ~7u), descriptor(segments[n].ar));
-    store64(m + GDT + SEL_CODE16, descriptor(0x809b) | (u64)TWIN_CODE << 16);
-    store64(m + GDT + SEL_DATA16, 0x0000ffffull | (u64)TWIN_DATA << 16 | 0x93ull << 40);
+    store64(m + GDT + SEL_CODE16, (descriptor(0x009b) & ~0xf00000000ffffull) | 0xd7ff | (u64)TWIN_CODE << 16); /* the limit is within a page */
+    store64(m + GDT + SEL_DATA16, 0x0000ffffull | (u64)(TWIN_DATA + 0x40) << 16 | 0x93ull << 40); /* its end is within a page */
     store64(m + GDT + (SEL_BASED & ~7u), descriptor(0xc0f3) | 0x80ull << 16);
     store64(m + GDT + SEL_TSS, 0x67ull | (u64)TSS << 16 | 0x8bull << 40);
     store64(m + TSS + 4, HANDLER_STACK); /* RSP0, or ESP0 */
