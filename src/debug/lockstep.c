@@ -135,6 +135,10 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         u64 at = insn_ea(v, i);
         if (!row->vex && row->map == 1 && (row->opcode & 0xe7) == 0xa3) /* BT and its relatives: a bit string */
             at += (u64)(size == 8 ? (s64)v->gpr[i->reg] >> 6 << 3 : (s64)(s32)v->gpr[i->reg] >> 5 << 2);
+        if (!row->vex && row->map == 0 && row->opcode == 0x8c)
+            size = 2;
+        if (!row->vex && row->map == 0 && row->opcode == 0x8f && i->base == RSP)
+            at += word;
         place_note(v, r, i->seg, at, size, access & 2);
     }
     if (!row->vex && row->map == 0) {
@@ -147,7 +151,7 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         }
         if ((op & 0xf8) == 0x50 || op == 0x9c || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
             place_note(v, r, SEG_SS, (sp - word) & mask, word, true);
-        if ((op & 0xf8) == 0x58 || op == 0x9d || op == 0xc2 || op == 0xc3)
+        if ((op & 0xf8) == 0x58 || op == 0x8f || op == 0x9d || op == 0xc2 || op == 0xc3)
             place_note(v, r, SEG_SS, sp & mask, word, false);
         if (op == 0xc9)
             place_note(v, r, SEG_SS, v->gpr[RBP] & mask, word, false);
