@@ -246,7 +246,7 @@ static void hints(void **state)
     mmu_jump_code(v, JUMP_CODE64, CODE(0) + 0x10, &block);
     mmu_flush_global(v);
     assert_null(hint(v, CODE(7) + 0xff2));
-#define CODE64(rip) (mmu_jump_codes(v, JUMP_CODE64)[jump_code_way(rip)].rip == (rip))
+#define CODE64(at) (mmu_jump_codes(v, JUMP_CODE64)[jump_code_way(at)].rip == (at))
     assert_false(CODE64(CODE(7) + 0xff3));
     assert_true(CODE64(CODE(0) + 0x10));
     /* INVLPG reaches what is a victim only. */
