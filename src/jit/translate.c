@@ -159,6 +159,15 @@ static bool may_stop(const struct insn *i, enum kind k)
            k == K_DIVIDE || k == K_SYSTEM || k == K_STRING || jit_units_of(insn_row(i));
 }
 
+/* Whether a guard of its page may stand in front of instruction @n: where that leads elsewhere, every flag is shown. */
+static bool guarded(const struct tr *t, unsigned n)
+{
+    const s32 *off = t->q->off;
+    u64 host = t->b->host;
+    return off && n && (page_distance(host, off[n]) != page_distance(host, off[n - 1]) ||
+                        page_distance(host, off[n] + t->b->insn[n].len - 1) != page_distance(host, off[n]));
+}
+
 static void liveness(struct tr *t, unsigned end)
 {
     u32 live = (u32)FL_ARITH;
@@ -168,7 +177,7 @@ static void liveness(struct tr *t, unsigned end)
         t->live_after[n] = pack(live);
         enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
-        live = may_stop(i, k) ? (u32)FL_ARITH : (live & ~writes) | reads;
+        live = may_stop(i, k) || guarded(t, n) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
@@ -193,6 +202,9 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         if (q->region) {
             rip_add(t, t->off);
             emit_exit(t, JIT_EXIT_STOP);
+        } else if (t->segmented && !in_page(t->b, t->off)) {
+            rip_to_rcx(t, t->off);
+            emit_goto(t);
         } else {
             emit_jump(t, t->off, false);
         }
