@@ -349,21 +349,27 @@ struct way {
     u64 rip[PATH_INSNS];
 };
 
+/* Where the page of @la is, if the TLB lets code run there; else 0. */
+static u64 code_page_at(struct vcpu *v, gva_t la)
+{
+    const struct tlb_entry *e = tlb_slot(v, la);
+    return e->tag_exec == (la & PAGE_MASK) ? (la & PAGE_MASK) + e->addend : 0;
+}
+
 /* The block behind one of @b, when translated code could find it, too. */
 static struct block *next_block(struct vcpu *v, const struct block *b, u64 start, const struct context *c)
 {
-    u64 host = b->host + (v->rip - start);
-    if ((host ^ b->host) <= ~PAGE_MASK)
-        return block_known(v->interp, host, b->mode);
-    gva_t la = (c->cs_base + v->rip) & v->linear_mask;
-    const struct tlb_entry *e = tlb_slot(v, la);
-    if (e->tag_exec == (la & PAGE_MASK)) {
-        struct block *there = block_known(v->interp, la + e->addend, b->mode);
-        if (there)
-            return there;
+    gva_t from = (c->cs_base + start) & v->linear_mask, la = (c->cs_base + v->rip) & v->linear_mask;
+    u64 page = (from ^ la) <= ~PAGE_MASK ? b->host & PAGE_MASK : code_page_at(v, la), at = la & ~PAGE_MASK;
+    struct block *next = page ? block_known(v->interp, page + at, b->mode) : NULL;
+    if (page && !next && at > PAGE_SIZE - 15) {
+        u64 rest = code_page_at(v, (la + 15) & v->linear_mask);
+        next = rest ? block_known_cross(v->interp, page + at, rest, b->mode) : NULL;
     }
-    const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
-    struct block *next = hint->rip == la ? hint->block : NULL;
+    if (!next) {
+        const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
+        next = hint->rip == la ? hint->block : NULL;
+    }
     return next && next->mode == b->mode && v->rip + next->bytes - 1 <= c->rip_max ? next : NULL;
 }
 
@@ -458,7 +464,9 @@ static void __attribute__((noreturn)) report_path(struct vcpu *v, const struct b
         fprintf(stderr, "  %14" PRIx64 "  %s %s (%s)\n", w->rip[n], insn_row(w->insn[n])->mnemonic, insn_row(w->insn[n])->operands,
                 insn_row(w->insn[n])->encoding);
     fprintf(stderr, "the interpreter stopped since %s: %s\n", w->why, w->at ? insn_row(w->at)->mnemonic : "");
-    disassemble("first block:", (const u8 *)(uintptr_t)head->host, head->bytes, before->rip, v->code_mode == CODE_64, 0);
+    u8 bytes[15 * BLOCK_MAX];
+    block_bytes(head, 0, bytes, head->bytes);
+    disassemble("first block:", bytes, head->bytes, before->rip, v->code_mode == CODE_64, 0);
     disassemble("host code (its beginning; --jit-dump has all of it):", head->code, 2048, (u64)(uintptr_t)head->code, true, 80);
     panic("lockstep: stopped");
 }
