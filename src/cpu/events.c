@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cpu/cet.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "cpu/system.h"
 #include "devices/irq.h"
 
@@ -549,9 +550,13 @@ static void take_sipi(struct vcpu *v)
     cpu_attention(v, ATT_BLOCK);
 }
 
-/* INIT, SIPI, SMI: the events above everything that instructions cause. */
+/* INIT, SIPI, SMI: the events above everything that instructions cause. And what may make an interrupt out of nothing. */
 static void take_signals(struct vcpu *v, u32 req)
 {
+    if (req & REQ_PMU) {
+        take_request(v, REQ_PMU);
+        pmu_due(v);
+    }
     if (req & (REQ_FLUSH | REQ_PROTECT)) {
         take_request(v, REQ_FLUSH | REQ_PROTECT);
         mmu_flush_all(v);
@@ -657,13 +662,17 @@ bool cpu_boundary(struct vcpu *v)
         take_request(v, REQ_EXIT);
         return false;
     }
-    u32 att = atomic_fetch_and_explicit(
-        &v->attention, ~(u32)(ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW), memory_order_acquire);
+    u32 looked_at = ATT_REQUEST | ATT_SHADOW | ATT_TF | ATT_DEBUG | ATT_IRQ_WINDOW;
+    if (!v->guest_mode)
+        looked_at |= ATT_VIRT; /* left over from guest mode: the next entry sets it again */
+    u32 att = atomic_fetch_and_explicit(&v->attention, ~looked_at, memory_order_acquire);
     u32 req = atomic_load_explicit(&v->requests, memory_order_acquire);
 
     age(v, att);
-    if (unlikely(req & (REQ_FLUSH | REQ_PROTECT | REQ_SMI | REQ_INIT | REQ_SIPI)))
+    if (unlikely(req & (REQ_FLUSH | REQ_PROTECT | REQ_SMI | REQ_INIT | REQ_SIPI | REQ_PMU))) {
         take_signals(v, req);
+        req = atomic_load_explicit(&v->requests, memory_order_acquire);
+    }
 
     if (unlikely(v->activity != ACTIVITY_ACTIVE)) {
         if ((att & ATT_VIRT) && v->guest_mode)

@@ -3,6 +3,10 @@
  * same state. After each run of natively translated instructions registers, flags, RIP and the memory
  * that was written are compared; at a difference everything is printed and the program stops.
  *
+ * What is hot runs as engine_jit runs it: paths of many blocks, with their groups and chains, as far as the
+ * first instruction whose body has to be called. What is not yet hot is compared block by block, in
+ * translations of each run of native instructions.
+ *
  * Nothing may happen twice, so an instruction that might reach a device, fault or be noticed by write
  * tracking -- every memory access that the TLB does not grant -- is left to the interpreter alone. The
  * translation goes as far as that instruction's slow path: what the interpreter found in front of it,
@@ -15,12 +19,13 @@
 
 #include <capstone/capstone.h>
 
-#define PLACES 128
+#define PLACES 256
+#define PATH_INSNS 300 /* at a time */
 
 struct place {
     u8 *host;
     u8 size;
-    u8 before[64], interp[64];
+    u8 before[64], interp[64], jit[64];
 };
 
 struct state {
@@ -38,6 +43,7 @@ struct recorder {
     unsigned n;
     bool granted;
     bool missed; /* not granted by the TLB, which the translation asks too */
+    bool unsure; /* not granted, but perhaps for the translation */
 };
 
 static void state_take(const struct vcpu *v, struct state *s)
@@ -66,6 +72,7 @@ static void place_note(struct vcpu *v, struct recorder *r, unsigned seg, u64 off
 {
     if (v->seg_check & BIT(seg) || size > 64) {
         r->granted = false;
+        r->unsure = true;
         return;
     }
     gva_t la = (v->seg_base[seg] + offset) & v->linear_mask;
@@ -80,6 +87,7 @@ static void place_note(struct vcpu *v, struct recorder *r, unsigned seg, u64 off
         return;
     if (r->n == PLACES) {
         r->granted = false;
+        r->unsure = true;
         return;
     }
     struct place *p = &r->place[r->n++];
@@ -95,8 +103,10 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
     unsigned word = v->stack_size;
     u64 mask = stack_mask(v), sp = v->gpr[RSP];
     r->granted = true;
-    if (!strcmp(row->mnemonic, "FLDCW")) /* what it loads decides whether the translation goes on */
+    if (!strcmp(row->mnemonic, "FLDCW")) { /* what it loads decides whether the translation goes on */
+        r->unsure = true;
         return r->granted = false;
+    }
     r->missed = !jit_ready(v, i);
     if (r->missed)
         return r->granted = false;
@@ -111,8 +121,10 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
                 access = o->access;
             }
         }
-        if (!size || (i->flags & INSN_VSIB))
+        if (!size || (i->flags & INSN_VSIB)) {
+            r->unsure = true;
             return false;
+        }
         place_note(v, r, i->seg, insn_ea(v, i), size, access & 2);
     }
     if (!row->vex && row->map == 0) {
@@ -133,14 +145,14 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
 
 /* ---- the report ---- */
 
-static void disassemble(const char *title, const u8 *code, size_t size, u64 address, bool wide)
+static void disassemble(const char *title, const u8 *code, size_t size, u64 address, bool wide, unsigned count)
 {
     csh h;
     cs_insn *insn;
     fprintf(stderr, "%s\n", title);
     if (cs_open(CS_ARCH_X86, wide ? CS_MODE_64 : CS_MODE_32, &h))
         return;
-    size_t n = cs_disasm(h, code, size, address, 0, &insn);
+    size_t n = cs_disasm(h, code, size, address, count, &insn);
     for (size_t k = 0; k < n; k++)
         fprintf(stderr, "  %14" PRIx64 "  %-8s %s\n", insn[k].address, insn[k].mnemonic, insn[k].op_str);
     if (n)
@@ -184,10 +196,10 @@ static void __attribute__((noreturn)) report(struct vcpu *v, const struct block 
     for (unsigned n = first; n < first + count; n++)
         fprintf(stderr, "  %s %s (%s)\n", insn_row(&b->insn[n])->mnemonic, insn_row(&b->insn[n])->operands,
                 insn_row(&b->insn[n])->encoding);
-    disassemble("guest code:", bytes, len, before->rip, v->code_mode == CODE_64);
+    disassemble("guest code:", bytes, len, before->rip, v->code_mode == CODE_64, 0);
     size_t size;
     const u8 *code = jit_region_code(v, &size);
-    disassemble("host code:", code, size, (u64)(uintptr_t)code, true);
+    disassemble("host code:", code, size, (u64)(uintptr_t)code, true, 0);
     panic("lockstep: stopped");
 }
 
@@ -251,7 +263,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         struct state before;
         size_t len = 0;
         bool stop = false;
-        const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
+        unsigned from = (unsigned)(rip - start);
         v->rip = rip;
         state_take(v, &before);
         r->n = 0;
@@ -264,11 +276,11 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
             bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
             if (!native && n != first) {
                 stop = r->missed;
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 break;
             }
             if (native) {
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 len += i->len;
             }
             i->fn(v, i);
@@ -301,7 +313,194 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
     return !b->near && result == HOT_DONE ? HOT_LEAVE : result;
 }
 
-static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, both); }
+/* ---- what is hot: whole translations ---- */
+
+/* What the interpreter did on the way of a translation. */
+struct way {
+    struct recorder record;
+    unsigned n;
+    unsigned places; /* before the last instruction, which may not have ended */
+    const char *why; /* it stopped, */
+    const struct insn *at; /* and where, if that is known */
+    bool exact; /* the translation could go on where this stopped */
+    const struct insn *insn[PATH_INSNS];
+    u64 rip[PATH_INSNS];
+};
+
+/* The block behind one of @b, when translated code could find it, too. */
+static struct block *next_block(struct vcpu *v, const struct block *b, u64 start, const struct context *c)
+{
+    u64 host = b->host + (v->rip - start);
+    if ((host ^ b->host) <= ~PAGE_MASK)
+        return block_known(v->interp, host, b->mode);
+    gva_t la = (c->cs_base + v->rip) & v->linear_mask;
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (e->tag_exec == (la & PAGE_MASK)) {
+        struct block *there = block_known(v->interp, la + e->addend, b->mode);
+        if (there)
+            return there;
+    }
+    const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
+    struct block *next = hint->rip == la ? hint->block : NULL;
+    return next && next->mode == b->mode && v->rip + next->bytes - 1 <= c->rip_max ? next : NULL;
+}
+
+/*
+ * From the beginning of @b at most @limit native instructions whose memory is granted, as far as one that is not.
+ * A fault stops in front of its instruction, which then is run by the interpreter alone.
+ */
+static void walk_on(struct vcpu *v, const struct block *b, const struct context *c, unsigned limit, struct way *w)
+{
+    struct recorder *r = &w->record;
+    u64 start = v->rip;
+    w->exact = true;
+    w->why = "it is far enough";
+    for (unsigned k = 0; w->n < limit && !attention(v);) {
+        const struct insn *i = &b->insn[k];
+        w->at = i;
+        v->insn = i;
+        v->next_rip = v->rip + i->len;
+        r->unsure = false;
+        w->places = r->n;
+        if (!jit_native(v, i) || !insn_places(v, i, r)) {
+            r->n = w->places;
+            w->exact = r->unsure;
+            w->why = !jit_native(v, i) ? "a body is to be called" : r->missed ? "the TLB or a unit does not grant it" : "it is not looked through";
+            return;
+        }
+        w->insn[w->n] = i;
+        w->rip[w->n] = v->rip;
+        i->fn(v, i);
+        v->rip = v->next_rip;
+        w->n++;
+        if (++k < b->n)
+            continue;
+        b = b->near ? next_block(v, b, start, c) : NULL;
+        if (!b) {
+            w->exact = true; /* what follows may be known to the translation, by a link to another page */
+            w->why = "it is not known what follows";
+            w->at = NULL;
+            return;
+        }
+        start = v->rip;
+        k = 0;
+    }
+}
+
+static void walk(struct vcpu *v, const struct block *b, const struct context *c, unsigned limit, struct way *w)
+{
+    jmp_buf outer;
+    memcpy(&outer, &v->unwind, sizeof(outer));
+    w->record.n = 0;
+    w->n = 0;
+    if (!setjmp(v->unwind)) {
+        walk_on(v, b, c, limit, w);
+    } else { /* the translation takes a slow path there */
+        v->rip = w->rip[w->n];
+        w->record.n = w->places;
+        w->exact = false;
+        w->why = "it faults";
+    }
+    v->insn = NULL;
+    memcpy(&v->unwind, &outer, sizeof(outer));
+}
+
+static void undo(struct vcpu *v, const struct recorder *r, const struct state *before)
+{
+    for (unsigned n = r->n; n-- > 0;)
+        memcpy(r->place[n].host, r->place[n].before, r->place[n].size);
+    state_put(v, before);
+}
+
+static void __attribute__((noreturn)) report_path(struct vcpu *v, const struct block *head, const struct way *w, u64 count, const struct state *before,
+                                                  const struct state *interp, const struct state *jit)
+{
+    fprintf(stderr, "\nlockstep: the engines disagree after %" PRIu64 " instructions, in a translation that ran %" PRIu64 " of them; the interpreter ran %u\n",
+            v->icount, count, w->n);
+    print_state("before", before, NULL);
+    print_state("interpreter changed", interp, before);
+    print_state("translation changed", jit, before);
+    for (unsigned n = 0; n < w->record.n; n++) {
+        const struct place *p = &w->record.place[n];
+        if (!memcmp(p->interp, p->jit, p->size))
+            continue;
+        fprintf(stderr, "memory at host %p, %u bytes: interpreter", (void *)p->host, p->size);
+        for (unsigned k = 0; k < p->size; k++)
+            fprintf(stderr, " %02x", p->interp[k]);
+        fprintf(stderr, ", translation");
+        for (unsigned k = 0; k < p->size; k++)
+            fprintf(stderr, " %02x", p->jit[k]);
+        fputc('\n', stderr);
+    }
+    for (unsigned n = 0; n < w->n; n++)
+        fprintf(stderr, "  %14" PRIx64 "  %s %s (%s)\n", w->rip[n], insn_row(w->insn[n])->mnemonic, insn_row(w->insn[n])->operands,
+                insn_row(w->insn[n])->encoding);
+    fprintf(stderr, "the interpreter stopped since %s: %s\n", w->why, w->at ? insn_row(w->at)->mnemonic : "");
+    disassemble("first block:", (const u8 *)(uintptr_t)head->host, head->bytes, before->rip, v->code_mode == CODE_64, 0);
+    disassemble("host code (its beginning; --jit-dump has all of it):", head->code, 2048, (u64)(uintptr_t)head->code, true, 80);
+    panic("lockstep: stopped");
+}
+
+static bool jits_differ(const struct recorder *r)
+{
+    for (unsigned n = 0; n < r->n; n++)
+        if (memcmp(r->place[n].interp, r->place[n].jit, r->place[n].size))
+            return true;
+    return false;
+}
+
+/* Both engines, as far as the translation of @b goes by itself; false: not at all, and nothing has happened. */
+static bool both_paths(struct vcpu *v, struct block *b, const struct context *c)
+{
+    struct way w;
+    struct recorder *r = &w.record;
+    struct state before, interp, jit;
+    u64 budget = v->budget_end - v->icount;
+    unsigned limit = budget < PATH_INSNS ? (unsigned)budget : PATH_INSNS;
+    v->interp->current = NULL;
+    state_take(v, &before);
+    walk(v, b, c, limit, &w);
+    if (attention(v)) { /* somebody else asks: the translation would not begin */
+        v->icount += w.n;
+        return true;
+    }
+    if (!w.n)
+        return false;
+    state_take(v, &interp);
+    for (unsigned n = 0; n < r->n; n++)
+        memcpy(r->place[n].interp, r->place[n].host, r->place[n].size);
+    undo(v, r, &before);
+    u64 count = jit_run_path(v, b, w.exact || budget < PATH_INSNS ? w.n : w.n + PATH_INSNS);
+    state_take(v, &jit);
+    for (unsigned n = 0; n < r->n; n++)
+        memcpy(r->place[n].jit, r->place[n].host, r->place[n].size);
+    undo(v, r, &before);
+    if (count == w.n) {
+        for (unsigned n = 0; n < r->n; n++)
+            memcpy(r->place[n].host, r->place[n].interp, r->place[n].size);
+        state_put(v, &interp);
+    } else if (count < w.n) { /* as far, by the interpreter */
+        unsigned places = r->n;
+        walk(v, b, c, (unsigned)count, &w);
+        state_take(v, &interp);
+        r->n = places;
+        for (unsigned n = 0; n < places; n++)
+            memcpy(r->place[n].interp, r->place[n].host, r->place[n].size);
+    }
+    if (w.n != count || states_differ(&interp, &jit) || jits_differ(r))
+        report_path(v, b, &w, count, &before, &interp, &jit);
+    v->icount += count;
+    return count;
+}
+
+static enum hot_result both_hot(struct vcpu *v, struct block *b, const struct context *c)
+{
+    if (!attention(v) && jit_path_ready(v, b) && both_paths(v, b, c))
+        return HOT_DONE;
+    return both(v, b, c);
+}
+
+static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, both_hot); }
 
 static enum run_result run(struct vcpu *v)
 {
@@ -311,7 +510,7 @@ static enum run_result run(struct vcpu *v)
     return run_ended(v, run_plain(v));
 }
 
-static int attach(struct vcpu *v) { return engine_jit.attach(v); }
+static int attach(struct vcpu *v) { return jit_attach_lockstep(v); }
 static void detach(struct vcpu *v) { engine_jit.detach(v); }
 static void code_written(struct vcpu *v, pa_t pa, size_t len) { engine_jit.code_written(v, pa, len); }
 static bool holds_code(struct vcpu *v, pa_t pa) { return engine_jit.holds_code(v, pa); }

@@ -3,6 +3,80 @@
 #include "jit/tr.h"
 
 /*
+ * Rows whose register operand r/m may be a word of struct vcpu instead: those whose memory form does the same
+ * as the register form (a bit string with an offset in a register does not, nor what would lock the bus).
+ */
+static bool rm_may_be_memory(const struct insn *i, const struct insn_row *row)
+{
+    unsigned op = row->opcode;
+    if (row->vex == 1)
+        return row->map == 2 && op >= 0xf2 && op <= 0xf7;
+    if (row->vex)
+        return false;
+    if (row->map == 0)
+        return op < 0x40 || op == 0x63 || op == 0x69 || op == 0x6b || (op >= 0x80 && op <= 0x8b && (op & 0xfe) != 0x86) ||
+               (op & 0xfe) == 0xc0 || (op & 0xfc) == 0xd0 || op == 0xc7 || op == 0xf6 || op == 0xf7 || op >= 0xfe;
+    return row->map == 1 && ((op & 0xf0) == 0x40 || op == 0xaf || op == 0xb6 || op == 0xb7 || op == 0xbe || op == 0xbf ||
+                             (row->pp == 2 && op >= 0xb8 && op <= 0xbd)) &&
+           !(i->flags & INSN_LOCK);
+}
+
+/* Whether an operand in a word of struct vcpu can be read, changed or written there: half a word must not be. */
+static bool in_place(const struct insn *i, const struct operand *o)
+{
+    return o->access == 1 || (o->size == OPSZ_V && i->opsize == 8);
+}
+
+static void put_insn(struct tr *t, const struct insn *i, const struct encode_regs *e)
+{
+    u8 code[INSN_ENCODE_MAX];
+    unsigned len = insn_encode(i, e, code);
+    if (!len)
+        panic("jit: %s %s (%s) cannot be re-encoded", insn_row(i)->mnemonic, insn_row(i)->operands, insn_row(i)->encoding);
+    put_bytes(t->c, code, len);
+}
+
+static void word_operand(struct encode_regs *e, unsigned r)
+{
+    e->base = H_RBP;
+    e->index = REG_NONE;
+    e->disp = V_AT(gpr) + (s32)r * 8;
+}
+
+/*
+ * The register form of an instruction with an operand in struct vcpu, when one instruction of the host
+ * does it there.
+ */
+static bool copy_in_place(struct tr *t, const struct insn *i, const struct insn_row *row, const struct operand *reg,
+                          const struct operand *rm, struct encode_regs *e)
+{
+    if (reg && !in_host(i->reg)) {
+        /* op reg, r/m with the two exchanged */
+        bool alu = row->map == 0 && !row->vex && ((row->opcode < 0x40 && (row->opcode & 7) == 3) || row->opcode == 0x8b);
+        if (!alu || !rm || rm->kind != OPND_GPR_RM || !in_host(i->rm) || i->opsize < 4 || !in_place(i, reg))
+            return false;
+        put_rm(t->c, i->opsize == 8, row->opcode & ~2u, host_of[i->rm], H_RBP, V_AT(gpr) + (s32)i->reg * 8);
+        return true;
+    }
+    if (!rm || in_host(i->rm) || !in_place(i, rm))
+        return false;
+    if (rm->kind == OPND_GPR_OP && (row->opcode & 0xf8) == 0xb8 && !row->map && fits32((s64)i->imm)) {
+        put_rm(t->c, true, 0xc7, 0, H_RBP, V_AT(gpr) + (s32)i->rm * 8);
+        put4(t->c, (u32)i->imm);
+        return true;
+    }
+    if (rm->kind != OPND_GPR_RM || !rm_may_be_memory(i, row))
+        return false;
+    struct insn m = *i;
+    m.flags |= INSN_MEM;
+    if (reg)
+        e->reg = host_of[i->reg];
+    word_operand(e, i->rm);
+    put_insn(t, &m, e);
+    return true;
+}
+
+/*
  * Byte operands AH..BH, and operands that live in memory, are placed in RAX (ModRM.reg) or RCX
  * (ModRM.rm), where every byte can be named without REX.
  */
@@ -10,8 +84,9 @@ void emit_copy(struct tr *t, const struct insn *i)
 {
     struct code_buf *c = t->c;
     const struct insn_row *row = insn_row(i);
-    const struct operand *reg = NULL, *rm = NULL;
+    const struct operand *reg = NULL, *rm = NULL, *vvvv = NULL;
     struct encode_regs e = {.index = REG_NONE, .reg = 0, .rm = 0};
+    struct insn placed = *i;
     unsigned mem_size = 0, mem_access = 0, r_reg = 0, r_rm = 0;
     bool cl = false, high = false;
     bool locked = (i->flags & INSN_LOCK) || (!row->vex && row->map == 0 && (row->opcode & 0xfe) == 0x86); /* XCHG */
@@ -36,7 +111,8 @@ void emit_copy(struct tr *t, const struct insn *i)
             e.high_rm = o->size == 1 && (i->rm8 & 7);
             break;
         case OPND_GPR_VVVV:
-            e.vvvv = host_of[i->vvvv];
+            vvvv = o;
+            e.vvvv = in_host(i->vvvv) ? host_of[i->vvvv] : H_RAX; /* what is written beside it is only written */
             break;
         case OPND_GPR_FIXED:
             cl = true;
@@ -67,10 +143,9 @@ void emit_copy(struct tr *t, const struct insn *i)
             put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
             slow_if(t, CC_NE);
         }
-        if (cl && t->need && t->flags == FL_MEMORY) { /* RAX holds the address */
+        if (cl && t->need && (t->flags == FL_MEMORY || t->flags == FL_NOWHERE)) { /* RAX holds the address */
             put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
-            flags_load(t);
-            t->flags = FL_BOTH;
+            flags_want(t);
             put_rm(c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
         } else {
             flags_want(t);
@@ -81,29 +156,39 @@ void emit_copy(struct tr *t, const struct insn *i)
     } else {
         flags_want(t);
     }
+    bool vvvv_scratch = vvvv && !in_host(i->vvvv);
+    if (!mem_access && !high && !cl && !vvvv_scratch && !(reg && reg->size == 1) && !(rm && rm->size == 1) &&
+        copy_in_place(t, i, row, reg, rm, &e)) {
+        if (row->checks & CHK_UNITS)
+            vector_end(t, i);
+        return;
+    }
     bool reg_scratch = reg && (high || !in_host(r_reg)), rm_scratch = rm && (high || !in_host(r_rm));
     /* Two bytes of one register must not become two copies of it. */
     bool one = high && reg && rm && r_reg == r_rm;
     unsigned rm_in = cl || one ? H_RAX : H_RCX;
     if (reg) {
         e.reg = reg_scratch ? H_RAX : host_of[r_reg];
-        if (reg_scratch)
+        if (reg_scratch && (one || reg->access != 2 || reg->size == 1 || i->opsize < 4))
             reg_load(t, H_RAX, r_reg);
     }
+    if (vvvv_scratch && vvvv->access != 2)
+        reg_load(t, H_RAX, i->vvvv);
     if (one) {
         e.rm = H_RAX;
+    } else if (rm_scratch && !high && !cl && rm->kind == OPND_GPR_RM && rm->size != 1 && rm->access == 1 && rm_may_be_memory(i, row)) {
+        word_operand(&e, r_rm);
+        placed.flags |= INSN_MEM;
     } else if (rm) {
         e.rm = (u8)(rm_scratch ? rm_in : host_of[r_rm]);
-        if (rm_scratch)
+        if (rm_scratch && (rm->access != 2 || rm->size == 1 || i->opsize < 4 || (row->checks & CHK_UNITS)))
             reg_load(t, rm_in, r_rm);
     }
     if (cl)
         reg_load(t, H_RCX, RCX);
-    u8 code[INSN_ENCODE_MAX];
-    unsigned len = insn_encode(i, &e, code);
-    if (!len)
-        panic("jit: %s %s (%s) cannot be re-encoded", row->mnemonic, row->operands, row->encoding);
-    put_bytes(c, code, len);
+    put_insn(t, &placed, &e);
+    if (vvvv_scratch && vvvv->access & 2)
+        reg_store(t, i->vvvv, H_RAX);
     if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
         reg_store(t, r_reg, H_RAX);
     if (rm_scratch && !one && (rm->access & 2))
@@ -120,6 +205,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
 {
     struct code_buf *c = t->c;
     struct encode_regs e = {.index = REG_NONE, .reg = host_of[(size == 1 ? i->reg8 / 8u : i->reg) & 15]};
+    struct insn placed = *i;
     struct mem m;
     if (i->flags & INSN_MEM) {
         struct ea ea;
@@ -134,6 +220,9 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
         e.disp = m.disp;
+    } else if (size > 1 && !in_host(i->rm)) { /* MUL only */
+        word_operand(&e, i->rm);
+        placed.flags |= INSN_MEM;
     } else {
         e.rm = host_of[size == 1 ? i->rm8 / 8u : i->rm];
     }
@@ -142,11 +231,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
     if (write && !(i->flags & INSN_MEM) && e.rm == host_of[RAX])
         e.rm = H_RAX;
     reg_load(t, H_RAX, RAX);
-    u8 code[INSN_ENCODE_MAX];
-    unsigned len = insn_encode(i, &e, code);
-    if (!len)
-        panic("jit: %s cannot be re-encoded", insn_row(i)->encoding);
-    put_bytes(c, code, len);
+    put_insn(t, &placed, &e);
     reg_store(t, RAX, H_RAX);
 }
 
@@ -189,8 +274,17 @@ void emit_moffs(struct tr *t, const struct insn *i)
     struct code_buf *c = t->c;
     unsigned size = i->opcode & 1 ? i->opsize : 1;
     bool store = i->opcode & 2;
+    if (!t->wide) {
+        struct ea e = {.base = REG_NONE, .index = REG_NONE, .seg = i->seg, .adsize = i->adsize, .disp = i->disp};
+        struct mem m;
+        mem_check(t, &e, size, store, &m);
+        if (size == 2)
+            put1(c, 0x66);
+        put_op_mem(t, false, (store ? 0x88 : 0x8a) + (size > 1), host_of[RAX], &m);
+        return;
+    }
     u64 address = i->adsize == 8 ? (u64)i->disp : (u32)i->disp;
-    flags_keep(t);
+    flags_guard(t);
     put_mov_imm(c, H_RCX, address);
     if (t->wide && (i->seg == SEG_FS || i->seg == SEG_GS))
         put_rm(c, true, 0x03, H_RCX, H_RBP, V_AT(seg_base) + i->seg * 8);
@@ -239,6 +333,8 @@ void emit_lea(struct tr *t, const struct insn *i)
             put_rmx(c, w, 0x8d, host_of[i->reg], host_of[e.base], host_of[e.index], e.scale, (s32)e.disp);
         return;
     }
+    if (i->opsize == 4)
+        e.adsize = 4; /* the sum modulo 2^32, whatever the address size */
     if (both) {
         reg_load(t, H_RCX, e.base);
         reg_load(t, H_RAX, e.index);
@@ -253,8 +349,6 @@ void emit_lea(struct tr *t, const struct insn *i)
         reg_store(t, i->reg, H_RAX);
         return;
     }
-    if (i->opsize == 4)
-        put_rr(c, false, 0x8b, H_RCX, H_RCX);
     reg_store(t, i->reg, H_RCX);
 }
 
@@ -262,15 +356,13 @@ void emit_lea(struct tr *t, const struct insn *i)
 void emit_extend(struct tr *t, const struct insn *i)
 {
     struct code_buf *c = t->c;
-    reg_load(t, H_RAX, RAX);
-    if (i->opcode == 0x98) {
+    if (i->opcode == 0x98) { /* MOVSX, MOVSXD */
         if (i->opsize == 2)
             put1(c, 0x66);
-        put_rex(c, i->opsize == 8, 0, 0, 0);
-        put1(c, 0x98);
-        reg_store(t, RAX, H_RAX);
+        put_rr(c, i->opsize == 8, i->opsize == 8 ? 0x63 : i->opsize == 4 ? 0x0fbf : 0x0fbe, host_of[RAX], host_of[RAX]);
         return;
     }
+    reg_load(t, H_RAX, RAX);
     if (i->opsize == 2)
         put1(c, 0x66);
     put_rex(c, i->opsize == 8, 0, 0, 0);
@@ -401,11 +493,7 @@ void emit_mulx(struct tr *t, const struct insn *i)
         if (!in_host(i->rm))
             reg_load(t, H_RCX, i->rm);
     }
-    u8 code[INSN_ENCODE_MAX];
-    unsigned len = insn_encode(i, &e, code);
-    if (!len)
-        panic("jit: MULX cannot be re-encoded");
-    put_bytes(t->c, code, len);
+    put_insn(t, i, &e);
     if (!in_host(i->vvvv))
         reg_store(t, i->vvvv, H_RCX);
     if (!in_host(i->reg))

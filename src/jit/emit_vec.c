@@ -19,8 +19,7 @@ static u8 *units_check(struct tr *t, u32 need)
     struct code_buf *c = t->c;
     if (!(need & ~t->units))
         return NULL;
-    flags_keep(t);
-    flags_disturb(t);
+    flags_spare(t);
     put_rm(c, false, 0x8b, H_RAX, H_RSP, F_AT(units));
     put_alu_imm(c, false, 4, H_RAX, (s32)need);
     put_alu_imm(c, false, 7, H_RAX, (s32)need);
@@ -136,8 +135,7 @@ void x87_note(struct tr *t, const struct insn *i)
     ea_of(t, i, &e);
     e.seg = SEG_DS; /* the offset, not the linear address */
     if (!ea_simple(t, &e)) {
-        flags_keep(t);
-        flags_disturb(t);
+        flags_spare(t);
     }
     ea_lea(t, H_RAX, &e, 0);
     put_rm(t->c, true, 0x89, H_RAX, H_RBP, V_AT(x87.fdp));

@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/block.h"
 #include "cpu/engine.h"
+#include "mmu/mmu.h"
 
 #define JIT_CACHE_DEFAULT (64u << 20)
 
@@ -13,6 +14,7 @@ enum jit_exit {
     JIT_EXIT_FAR,       /* the block ended with something that changes modes or mappings */
     JIT_EXIT_ATTENTION, /* after an instruction that asked for it */
     JIT_EXIT_STOP,      /* the end of a region (lock-step) */
+    JIT_EXIT_GUARD,     /* a page of the path is not known to be mapped as it was */
     JIT_EXIT_COUNT,
 };
 
@@ -27,6 +29,7 @@ struct jit_stats {
     u64 flushes;
     u64 calls;                      /* of bodies */
     u64 slow;                       /* of which by native instructions whose memory access was not granted, or the like */
+    u64 stepped_paths, stepped_parts; /* lock-step: instructions run */
     u64 *row_calls;                 /* by row, insn_row_count of them */
     u64 *row_slow;
 };
@@ -41,6 +44,12 @@ extern const struct engine engine_jit_eager;
 bool jit_native(const struct vcpu *v, const struct insn *i);
 /* Whether it can run as things are: the units it needs are the guest's to use, and none of their exceptions unmasked. */
 bool jit_ready(const struct vcpu *v, const struct insn *i);
+/* As engine_jit's, but translations stop in front of every call of a body. */
+int jit_attach_lockstep(struct vcpu *v);
+/* Whether @b, which is about to run, has a translation (a whole path, as engine_jit makes it) that can run as things are. */
+bool jit_path_ready(struct vcpu *v, struct block *b);
+/* Runs it, and others that it leads to, as far as the first body, at most @budget instructions; how many. v->icount stays. */
+u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget);
 /*
  * Executes @count instructions of @b from the @first on, all jit_native, the first of them at v->rip.
  * False when that cannot be translated. @stop: the last one is to stop in front of itself, on its slow path.

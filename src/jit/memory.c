@@ -10,12 +10,9 @@ void ea_of(struct tr *t, const struct insn *i, struct ea *e)
         e->disp += (s64)(t->off + i->len);
 }
 
-/* Whether ea_lea() can do it: everything but 16-bit addresses and, outside 64-bit mode, segments with a base. */
 bool ea_possible(bool wide, const struct insn *i)
 {
-    if (i->adsize == 2 || (i->flags & INSN_VSIB))
-        return false;
-    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+    if ((i->flags & INSN_VSIB) || (!wide && i->base == REG_RIP))
         return false;
     s64 room = 1 << 16;
     return fits32(i->disp - room) && fits32(i->disp + room);
@@ -132,7 +129,7 @@ static bool steps(const struct insn *i, enum kind k)
 void cells_of_loop(struct tr *t, unsigned end)
 {
     const struct insn *last = &t->b->insn[end - 1];
-    const s16 *off = t->q->off;
+    const s32 *off = t->q->off;
     s64 next = (off ? off[end - 1] : (s64)t->b->bytes - last->len) + last->len;
     enum kind k = t->kinds[end - 1];
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
@@ -203,6 +200,11 @@ void cell_fill(struct tr *t, unsigned cell)
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
+    bool flat = t->wide || (e->adsize == 4 && e->seg != SEG_CS && e->seg != SEG_FS && e->seg != SEG_GS);
+    if (t->segmented || !flat) {
+        mem_check_segmented(t, e, size, write, m);
+        return;
+    }
     struct code_buf *c = t->c;
     unsigned base = cell_of(t, e), cell = base + (write ? CELL_WRITE : 0);
     bool add = ea_simple(t, e) && e->adsize == 8 && e->base < 16 && e->index == REG_NONE;
@@ -213,7 +215,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
     }
     bool taken = t->groups && base < 16 && (t->groups->valid & BIT(base)); /* the cell is a group's: not to be filled */
     cell = base + (write ? CELL_WRITE : 0);
-    flags_keep(t);
+    flags_guard(t);
     if (!taken && (STABLE | t->cells | t->steady) & BIT(base)) {
         if (!add) {
             ea_lea(t, H_RAX, e, 0);

@@ -31,7 +31,7 @@ void refill_make_stubs(struct jit *j, struct code_buf *c)
 _Static_assert((ARRAY_SIZE(kept) + 1) % 2 == 0, "RSP stays aligned");
 
 /* Lock-step runs the interpreter first, and compares as far as the TLB grants. */
-static bool may_refill(const struct tr *t) { return !t->q->region && mmu_refills(t->v); }
+static bool may_refill(const struct tr *t) { return !t->j->lockstep && mmu_refills(t->v); }
 
 void refill_here(struct tr *t, bool write)
 {

@@ -8,7 +8,8 @@ struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
         t->cur = &t->slow[t->nslow++];
-        *t->cur = (struct slow){.off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip, .groups = t->groups ? t->groups->valid : 0};
+        bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
+        *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip, .groups = t->groups ? t->groups->valid : 0};
     }
     return t->cur;
 }
@@ -33,9 +34,9 @@ void slow_back(struct tr *t)
     t->cur = NULL;
 }
 
-void emit_body_call(struct tr *t, unsigned idx, unsigned off)
+void emit_body_call(struct tr *t, unsigned idx, s32 off)
 {
-    put_mov_imm32(t->c, H_RAX, INFO(off, idx, t->b->n));
+    put_mov_imm(t->c, H_RAX, INFO(off, idx, t->b->n));
     put_mov_imm(t->c, H_RCX, (u64)(uintptr_t)&t->b->insn[idx]);
     put_call_to(t->c, t->j->call);
 }
@@ -59,6 +60,10 @@ void emit_slow_paths(struct tr *t)
         struct slow *s = &t->slow[n];
         for (unsigned k = 0; k < s->n; k++)
             put_target(s->from[k], t->c->p);
+        if (s->recipe.op != AGAIN_NONE) {
+            flags_again(t, &s->recipe);
+            flags_save(t);
+        }
         fip_flush(t, s->fip_valid, s->fip);
         if (t->q->stop && s->idx == t->q->first + t->q->count - 1) {
             rip_add(t, s->off);

@@ -20,18 +20,29 @@ enum kind {
     K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
 };
 
+/*
+ * How the flags can be made again from registers that have not changed since: what a slow path does instead
+ * of the code in front of it saving them.
+ */
+struct recipe {
+    enum { AGAIN_NONE, AGAIN_CMP, AGAIN_TEST, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG, AGAIN_ZERO } op; /* ADD, SUB, NEG: @a is the result */
+    u8 size, a, b; /* guest registers; @b REG_NONE: @imm */
+    s32 imm;
+};
+
 struct slow {
     u8 *from[8];     /* jumps to it */
     unsigned n;
     u8 *back;        /* where to go on; NULL: leave through the jump cache's slow way */
     bool load_flags; /* EFLAGS must hold the flags at @back */
+    struct recipe recipe; /* unless AGAIN_NONE: the flags are not in memory */
     s32 off;
     u8 idx;
     bool fip_valid;
     s32 fip;
     u32 groups;      /* base registers whose groups must still be granted there */
     u32 units;       /* that the host must hold at @back */
-    u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+    u32 leave;       /* what to leave translated code with, + 1, instead of going back */
 };
 
 struct ea {
@@ -81,6 +92,28 @@ struct side_exit {
     bool save_flags; /* they are in EFLAGS only */
     bool fip_valid;
     s32 fip;
+    u32 pages;       /* tr.pages there */
+};
+
+/* A look-up in the jump cache that did not find its target in the first way. */
+struct second {
+    u8 *from, *back;
+    struct slow *slow;
+};
+
+/* Something in another page follows. If that is not where it was, on another way: */
+struct guard_site {
+    u8 *from, *back;
+    struct guard *guard;
+    s32 off;         /* the instruction that follows, or the branch that leads there */
+    unsigned idx;
+    bool load_flags; /* EFLAGS hold flags */
+    bool fip_valid;
+    s32 fip;
+    u32 link;        /* the branch's; 0: within the path */
+    bool branch;     /* its body says where it leads; else the instruction at @off is not the path's */
+    s64 delta;       /* where the link leads */
+    u8 *unlinked;    /* jump to the exit for the link */
 };
 
 struct tr {
@@ -93,7 +126,9 @@ struct tr {
     unsigned idx;      /* of the instruction in the block */
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
+    bool segmented;    /* 16-bit code (segmented.c) */
     enum flag_state flags;
+    struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
     u32 need;          /* flags it reads or passes through while it writes others */
     u8 kinds[PATH_MAX_INSNS]; /* enum kind of each */
@@ -110,6 +145,11 @@ struct tr {
     bool loops, calls; /* its last branch leads to its start; it has bodies in it */
     struct side_exit exit[PATH_MAX_BLOCKS];
     unsigned nexit;
+    struct guard_site guard[GUARDS_ROOM / 2];
+    unsigned nguard;
+    struct second second[4];
+    unsigned nsecond;
+    u32 pages;         /* of the path, bit by number: known to be where they were */
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
     struct refill refill[2 * PATH_MAX_INSNS];
@@ -129,10 +169,19 @@ void flags_save(struct tr *t); /* uses RAX */
 void flags_load(struct tr *t); /* uses RAX */
 /* EFLAGS are about to be overwritten by something that is not the instruction. */
 void flags_disturb(struct tr *t);
-/* Flags that only EFLAGS hold are saved. */
+/* The flags are in memory, for what is behind the translation. Uses RAX. */
 void flags_keep(struct tr *t);
-/* A test of our own comes: flags that only EFLAGS hold are saved, which uses RAX. */
+/* A test of our own comes: flags that only EFLAGS hold, and that cannot be made again, are saved. Uses RAX. */
+void flags_guard(struct tr *t);
+/* Likewise; and here it is. */
 void flags_spare(struct tr *t);
+/* The flags again, by @r; uses RAX. */
+void flags_again(struct tr *t, const struct recipe *r);
+/* Before and after an instruction that has written @writes: whether its flags, or those before it, can be made again. */
+void flags_before(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+void flags_after(struct tr *t, const struct insn *i, enum kind k, u32 writes);
+/* General registers that the instruction may change. */
+u32 gprs_changed(const struct insn *i, enum kind k);
 /* Before the instruction itself, when RAX is free: the flags it needs. */
 void flags_want(struct tr *t);
 
@@ -145,7 +194,7 @@ struct slow *slow_path(struct tr *t);
 void slow_add(struct tr *t, struct slow *s, unsigned cc);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
-void emit_body_call(struct tr *t, unsigned idx, unsigned off);
+void emit_body_call(struct tr *t, unsigned idx, s32 off);
 void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
@@ -171,7 +220,7 @@ static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; 
 /* Whether the components are in host registers: one LEA. */
 bool ea_simple(const struct tr *t, const struct ea *e);
 void ea_of(struct tr *t, const struct insn *i, struct ea *e);
-/* Whether ea_lea() can do it. */
+/* Whether mem_check() can do it. */
 bool ea_possible(bool wide, const struct insn *i);
 /* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
 void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
@@ -197,6 +246,17 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* In branch.c: to @delta bytes from the start of the block, in the same page. */
+void emit_link_in_page(struct tr *t, s64 delta);
+
+/* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
+
+enum kind kind_segmented(const struct jit *j, const struct insn *i);
+void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_lea_segmented(struct tr *t, const struct insn *i);
+void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
+void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 
@@ -269,8 +329,6 @@ static inline void stack_move(struct tr *t, s32 by)
 void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention);
 /* frame.rip += delta; flags are disturbed. */
 void rip_add(struct tr *t, s64 delta);
-/* To @delta bytes from the start of the block, in the same page. */
-void emit_link(struct tr *t, s64 delta);
 /* A branch inside a path, to the instruction that follows there. */
 void emit_along(struct tr *t, const struct insn *i, enum kind k);
 void emit_side_exits(struct tr *t);
@@ -278,7 +336,13 @@ void emit_side_exits(struct tr *t);
 void rip_to_rcx(struct tr *t, s64 delta);
 /* A branch whose slow path leaves translated code with what the body said. */
 void slow_leaves(struct tr *t, enum jit_exit reason);
-void emit_jump(struct tr *t, s64 delta);
+/* Before each instruction: its pages are where they were when the path was found. */
+void emit_page_guards(struct tr *t, const struct insn *i);
+void emit_guard_sites(struct tr *t);
+/* Out of line, before the slow paths. */
+void emit_seconds(struct tr *t);
+/* To @delta bytes from the start, behind the instruction at hand or by it, if it is a @branch. */
+void emit_jump(struct tr *t, s64 delta, bool branch);
 void emit_jcc(struct tr *t, const struct insn *i);
 void emit_call_rel(struct tr *t, const struct insn *i);
 void emit_jmp_ind(struct tr *t, const struct insn *i);

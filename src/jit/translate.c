@@ -19,13 +19,17 @@ static void flags_written(struct tr *t, u32 writes)
         t->flags = FL_HOST;
 }
 
-/* Outside 64-bit mode a translation takes flat segments for granted: what loads one must leave it. */
-static bool loads_segment(const struct insn *i)
+/* A 32-bit translation takes all segments but FS and GS for flat, a 16-bit one takes for granted the size of the stack: what loads one must leave it. */
+static bool loads_segment(const struct tr *t, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     for (unsigned n = 0; n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
-        if (((o->kind == OPND_SEG_REG || o->kind == OPND_SEG_FIXED) && (o->access & 2)) || o->size == OPSZ_P)
+        bool named = (o->kind == OPND_SEG_REG || o->kind == OPND_SEG_FIXED) && (o->access & 2);
+        unsigned seg = o->kind == OPND_SEG_REG ? i->reg : o->fixed;
+        if (named && (t->segmented ? seg != SEG_SS : seg >= SEG_FS))
+            continue;
+        if (named || o->size == OPSZ_P)
             return true;
     }
     return false;
@@ -37,10 +41,11 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     flags_keep(t);
     emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
+    t->recipe.op = AGAIN_NONE;
     t->units = 0;
     t->cells = 0;
     t->j->stats.called++;
-    bool leave = !t->wide && loads_segment(i);
+    bool leave = !t->wide && loads_segment(t, i);
     if (!last && !leave)
         return;
     put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
@@ -70,14 +75,21 @@ static bool emit_insn(struct tr *t, bool last)
     t->cur = NULL;
     t->j->stats.insns++;
     bool branch = k >= K_JCC && k <= K_RET;
+    emit_page_guards(t, i);
     if (t->idx == 0 && t->loops && !t->calls && !branch) {
         units_hoist(t);
         t->body = t->c->p;
     }
     if (t->idx == 0 && t->groups)
         groups_check(t, t->groups);
+    flags_before(t, i, k, writes);
+    if (t->segmented && branch) {
+        emit_branch_segmented(t, i, k);
+        return true;
+    }
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
+        flags_after(t, i, k, writes);
         if (t->groups)
             groups_step(t, t->groups, i, k);
         return false;
@@ -90,23 +102,23 @@ static bool emit_insn(struct tr *t, bool last)
     case K_CALL:
         emit_call_of_body(t, i, last);
         return (last && (!t->b->near || insn_row(i)->checks & CHK_END || i->flags & (INSN_REP | INSN_REPNE))) ||
-               (!t->wide && loads_segment(i));
+               (!t->wide && loads_segment(t, i));
     case K_NOP: break;
     case K_COPY: emit_copy(t, i); break;
     case K_ACCUMULATOR: emit_accumulator(t, i); break;
     case K_MOFFS: emit_moffs(t, i); break;
     case K_COUNT: emit_count(t, i); break;
-    case K_LEA: emit_lea(t, i); break;
+    case K_LEA: t->segmented ? emit_lea_segmented(t, i) : emit_lea(t, i); break;
     case K_EXTEND: emit_extend(t, i); break;
-    case K_PUSH_REG: emit_push_reg(t, i); break;
-    case K_PUSH_IMM: emit_push_imm(t, i); break;
+    case K_PUSH_REG: t->segmented ? emit_stack_segmented(t, i, k) : emit_push_reg(t, i); break;
+    case K_PUSH_IMM: t->segmented ? emit_stack_segmented(t, i, k) : emit_push_imm(t, i); break;
     case K_PUSH_RM: emit_push_rm(t, i); break;
-    case K_POP_REG: emit_pop_reg(t, i); break;
+    case K_POP_REG: t->segmented ? emit_stack_segmented(t, i, k) : emit_pop_reg(t, i); break;
     case K_LEAVE: emit_leave(t); break;
     case K_JCC: emit_jcc(t, i); return true;
     case K_JMP: {
         flags_keep(t);
-        emit_jump(t, t->off + i->len + (s64)i->imm);
+        emit_jump(t, t->off + i->len + (s64)i->imm, true);
         slow_leaves(t, JIT_EXIT_LOOKUP);
         return true;
     }
@@ -123,6 +135,7 @@ static bool emit_insn(struct tr *t, bool last)
     case K_CMPXCHG: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, true); break;
     }
     flags_written(t, writes);
+    flags_after(t, i, k, writes);
     slow_back(t);
     cells_after(t, i, k);
     if (t->groups)
@@ -135,7 +148,7 @@ static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
            k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
-           k == K_DIVIDE || insn_row(i)->checks & CHK_UNITS;
+           k == K_DIVIDE || jit_units_of(insn_row(i));
 }
 
 static void liveness(struct tr *t, unsigned end)
@@ -172,11 +185,8 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         if (q->region) {
             rip_add(t, t->off);
             emit_exit(t, JIT_EXIT_STOP);
-        } else if (in_page(t->b, t->off)) {
-            emit_link(t, t->off);
         } else {
-            rip_to_rcx(t, t->off);
-            emit_goto(t);
+            emit_jump(t, t->off, false);
         }
     }
     if (cold)
@@ -184,6 +194,8 @@ static void emit_path(struct tr *t, struct code_buf *cold)
     if (t->groups)
         groups_misses(t, t->groups);
     emit_side_exits(t);
+    emit_guard_sites(t);
+    emit_seconds(t);
     emit_misses(t);
     emit_refills(t);
     emit_slow_paths(t);
@@ -192,7 +204,7 @@ static void emit_path(struct tr *t, struct code_buf *cold)
 bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
 {
     struct block *b = q->b;
-    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
+    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY, .pages = 1};
     struct groups groups;
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = hot->p;
@@ -201,13 +213,14 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
         put_entry(&t, &from_budget, &from_attention);
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
+    t.segmented = q->v->code_mode == CODE_16;
     for (unsigned n = q->first; n < q->first + q->count; n++)
-        t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
+        t.kinds[n] = (u8)(t.segmented ? kind_segmented(t.j, &b->insn[n]) : kind_of(t.j, t.wide, &b->insn[n]));
     liveness(&t, q->first + q->count);
     struct tr other = t; /* the version without groups */
-    if (!q->region)
+    if (!q->region && !t.segmented)
         cells_of_loop(&t, q->first + q->count);
-    if (cold && groups_find(&t, &groups))
+    if (cold && !t.segmented && groups_find(&t, &groups))
         t.groups = &groups;
     emit_path(&t, cold);
     struct code_buf *c = t.c;

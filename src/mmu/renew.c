@@ -89,10 +89,10 @@ static bool entries_renew(struct mmu *m, struct tlb *t, enum tlb_context c, bool
 static inline bool vouches(const struct side *s, gva_t rip) { return s->page == (rip & PAGE_MASK) && (s->pa & ACCESS_EXEC); }
 
 /* Keeps hints into pages of which an executable entry was kept, and no other has been since they were made. */
-static void hints_renew(struct tlb *t, bool user, bool all)
+static void hints_renew(struct tlb *t, unsigned jump, bool all)
 {
-    struct jump_cache *j = t->jump[user];
-    struct array *a = &t->ctx[user ? TLB_USER : TLB_SUPERVISOR];
+    struct jump_cache *j = t->jump[jump];
+    struct array *a = &t->ctx[jump & 1 ? TLB_USER : TLB_SUPERVISOR];
     for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++)
         for (u64 runs = all ? j->used[n] : j->local[n]; runs; runs &= runs - 1) {
             unsigned bit = (unsigned)__builtin_ctzll(runs);
@@ -103,7 +103,7 @@ static void hints_renew(struct tlb *t, bool user, bool all)
                     continue;
                 gva_t rip = e[k].rip;
                 bool known = vouches(&a->side[(rip >> PAGE_SHIFT) & (TLB_SIZE - 1)], rip) || vouches(victim_of(a, rip), rip);
-                if (known && !(t->orphaned && filter_test(&t->orphans, rip)))
+                if (known && !at_edge(rip) && !(t->orphaned && filter_test(&t->orphans, rip)))
                     left = true;
                 else
                     e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
@@ -115,6 +115,19 @@ static void hints_renew(struct tlb *t, bool user, bool all)
         }
 }
 
+static void edges_drop(struct tlb *t)
+{
+    for (unsigned i = 0; i < t->nedges; i++) {
+        struct jump_cache_entry *e = t->jump[t->edge[i].jump]->e;
+        for (unsigned way = 0; way < 2; way++) {
+            struct jump_cache_entry *x = &e[(t->edge[i].n & ~1u) + way];
+            if (x->block && at_edge(x->rip))
+                *x = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+        }
+    }
+    t->nedges = 0;
+}
+
 void space_renew(struct mmu *m, struct tlb *t, bool rebased)
 {
     bool all = t->renew == RENEW_ALL;
@@ -124,6 +137,7 @@ void space_renew(struct mmu *m, struct tlb *t, bool rebased)
         return;
     }
     cells_forget(m->v);
+    guards_forget(m->v);
     t->turn++;
     if (all)
         memset(&t->fragments, 0, sizeof(t->fragments));
@@ -131,10 +145,10 @@ void space_renew(struct mmu *m, struct tlb *t, bool rebased)
     bool user = entries_renew(m, t, TLB_USER, all, rebased);
     entries_renew(m, t, TLB_SUPERVISOR_AC, all, rebased);
     /* Every hint has an executable entry or a victim, but for orphans. */
-    if (supervisor || t->orphaned)
-        hints_renew(t, false, all);
-    if (user || t->orphaned)
-        hints_renew(t, true, all);
+    for (unsigned k = 0; k < ARRAY_SIZE(t->jump); k++)
+        if ((k & 1 ? user : supervisor) || t->orphaned)
+            hints_renew(t, k, all);
+    edges_drop(t);
     if (all && t->orphaned) { /* those are gone; of victims, INVLPG must still know */
         t->orphaned = false;
         memset(&t->orphans, 0, sizeof(t->orphans));

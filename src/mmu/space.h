@@ -106,12 +106,20 @@ struct space_key {
     u64 apic; /* APIC-access page: decides what may be granted */
 };
 
-/* Jump hints, and which runs of JUMP_RUN of them may hold any: a flush touches no others. */
+/* What is known of where a RIP leads, and which runs of JUMP_RUN of the entries may hold any: a flush touches no others. */
 #define JUMP_RUN 8u
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
-    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with hints into pages that are not global */
+    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with entries into pages that are not global */
+};
+
+/* A hint to what may be an instruction that goes on in the next page stands on that one too: no renewal keeps it. */
+static inline bool at_edge(gva_t rip) { return ((rip + 14) ^ rip) & PAGE_MASK; }
+#define EDGES 64u
+struct edge {
+    u16 n;   /* which entry, or the other way beside it, */
+    u8 jump; /* of which cache */
 };
 
 /*
@@ -132,12 +140,14 @@ struct tlb {
     struct rights may[CONTEXTS];
     bool orphaned; /* hints may be left to a page of which there is neither entry nor victim, or another one */
     u8 turn;       /* of renewals */
+    u8 nedges;     /* since the last one; when there are more, .orphaned is set */
+    struct edge edge[EDGES];
     u8 renew; /* enum renew: flushed, and not used since */
     u64 pdpte[4];
     /* So that INVLPG need not look at everything. */
     struct filter fragments;          /* large pages of which there are entries */
     struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
-    struct jump_cache *jump[2];       /* supervisor, user; made on first use */
+    struct jump_cache *jump[JUMP_KINDS * 2]; /* enum jump_kind; supervisor, user; made on first use */
 };
 
 static inline u32 context_mode(enum tlb_context c)
@@ -201,6 +211,17 @@ static inline void cells_forget(struct vcpu *v)
 {
     if (v)
         memset(v->cell_limit, 0, sizeof(v->cell_limit));
+}
+
+/* What translated code was told about pages that it executes from may be true no longer. */
+static inline void guards_forget(struct vcpu *v)
+{
+    struct code_guards *g = v ? v->guards : NULL;
+    if (!g)
+        return;
+    for (u64 n = 0; n < g->n; n++)
+        *g->told[n] = CODE_GUARD_NONE;
+    g->n = 0;
 }
 
 /* Some watched range lies in the page. */

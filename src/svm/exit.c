@@ -1,6 +1,7 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
 #include "cpu/exit_profile.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -93,6 +94,8 @@ void svm_load_host(struct vcpu *v)
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
     bool watch_changed = v->dr7 != DR7_FIXED;
+    if (unlikely(v->pmu_split))
+        pmu_domain_ends(v);
     v->gif = false;
     v->guest_mode = false;
     v->virt = NULL;
@@ -132,6 +135,8 @@ void svm_load_host(struct vcpu *v)
             }
     }
     cpu_mode_changed(v);
+    if (unlikely(v->pmu_split))
+        pmu_domain_begins(v);
     cpu_flags_changed(v);
     if (watch_changed)
         mmu_watch_changed(v);
@@ -155,9 +160,10 @@ void svm_exit(struct vcpu *v, const struct svm_exit *e)
     x->stats.exits[svm_exit_slot(e->code)]++;
     if (unlikely(v->exits != NULL))
         exit_profile_exit(v, svm_exit_slot(e->code), x->vmcb, e->code == SVM_EXIT_VMRUN, false);
-    log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx", v->index,
+    log_at(vmexit, "cpu%u %s info1=0x%llx info2=0x%llx int=0x%llx rip=0x%llx rax=0x%llx rcx=0x%llx", v->index,
            svm_exit_name(e->code) ? svm_exit_name(e->code) : "?", (unsigned long long)e->info1, (unsigned long long)e->info2,
-           (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip);
+           (unsigned long long)F(EXITINTINFO), (unsigned long long)v->rip, (unsigned long long)v->gpr[RAX],
+           (unsigned long long)v->gpr[RCX]);
     save_guest(v);
     vmcb_store(v);
     svm_load_host(v);

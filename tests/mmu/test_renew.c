@@ -233,6 +233,22 @@ static void hints(void **state)
     tables_map(&p.a, CODE(6), OLD + 0x6000, RW | AD);
     mmu_flush_global(v);
     assert_false(KNOWN(6));
+    /* An instruction may go on in the next page: looked up again, however many there are. */
+    for (unsigned k = 0; k < 100; k++)
+        mmu_jump_hint(v, CODE(7) + 0xff2 + k % 14 + (k / 14 & 1) * 0x1000, &block);
+    mmu_jump_hint(v, CODE(7) + 0xff1, &block);
+    assert_non_null(hint(v, CODE(7) + 0xffd));
+    mmu_flush_global(v);
+    for (unsigned k = 0; k < 14; k++)
+        assert_null(hint(v, CODE(7) + 0xff2 + k));
+    mmu_jump_hint(v, CODE(7) + 0xff2, &block);
+    mmu_jump_code(v, JUMP_CODE64, CODE(7) + 0xff3, &block);
+    mmu_jump_code(v, JUMP_CODE64, CODE(0) + 0x10, &block);
+    mmu_flush_global(v);
+    assert_null(hint(v, CODE(7) + 0xff2));
+#define CODE64(at) (mmu_jump_codes(v, JUMP_CODE64)[jump_code_way(at)].rip == (at))
+    assert_false(CODE64(CODE(7) + 0xff3));
+    assert_true(CODE64(CODE(0) + 0x10));
     /* INVLPG reaches what is a victim only. */
     ENTER(7);
     look(v, CODE(7) + far, ACCESS_READ);

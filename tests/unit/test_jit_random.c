@@ -10,6 +10,7 @@
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "jit/jit.h"
+#include "../fuzz/random_insn.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -37,16 +38,6 @@ struct guest {
     const struct engine *engine;
 };
 
-static u64 seed;
-static u64 rnd(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed * 0x2545f4914f6cdd1dull;
-}
-static unsigned below(unsigned n) { return (unsigned)(rnd() >> 33) % n; }
-
 static void written(void *opaque, pa_t pa, size_t len)
 {
     struct guest *g = opaque;
@@ -69,6 +60,8 @@ static void guest_new(struct guest *g, const struct engine *engine)
         .model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .clock = &g->clock,
     };
     g->v = vcpu_new(&cfg, &err);
+    if (g->v)
+        g->v->jit_options.heat = 1; /* lock-step: whole translations at once */
     assert_non_null(g->v);
     assert_int_equal(engine->attach(g->v), 0);
     physmap_subscribe(g->pm, PAGE_CODE, written, g);
@@ -174,53 +167,6 @@ static bool wanted(const struct insn *i)
     return row->jit != JIT_CALL;
 }
 
-/* Bytes of a row's encoding around random operands. */
-static unsigned random_bytes(const struct insn_row *row, bool wide, u8 *out)
-{
-    static const u8 mandatory[] = {0, 0x66, 0xf3, 0xf2};
-    unsigned n = 0;
-    if (row->vex == 2)
-        return 0;
-    if (row->vex) {
-        out[n++] = 0xc4;
-        out[n++] = (u8)((wide ? rnd() & 0xa0 : 0x80) | 0x40 | (row->map & 31) | (wide ? 0 : 0x20));
-        out[n++] = (u8)((rnd() & (wide ? 0x80 : 0)) | (rnd() & 0x7c) | row->pp | (wide ? 0 : 0x40));
-    } else {
-        if (!below(24))
-            out[n++] = 0xf0;
-        if (row->pp != 1 && !below(6))
-            out[n++] = 0x66;
-        if (row->pp)
-            out[n++] = mandatory[row->pp];
-        if (wide && below(3))
-            out[n++] = (u8)(0x40 | (rnd() & 15));
-        if (row->map)
-            out[n++] = 0x0f;
-        if (row->map > 1)
-            out[n++] = row->map == 2 ? 0x38 : 0x3a;
-    }
-    out[n++] = (u8)(row->opcode | (strstr(row->encoding, "+r") ? rnd() & 7 : 0));
-    const char *ext = strchr(row->encoding, '/');
-    u8 modrm = (u8)rnd();
-    if (below(2)) /* [rbp or r14 + disp32]: R14 when REX.B is there */
-        modrm = (u8)(0x80 | (modrm & 0x38) | (below(2) ? 5 : 6));
-    if (ext && ext[1] >= '0' && ext[1] <= '7')
-        modrm = (u8)((modrm & 0xc7) | (ext[1] - '0') << 3);
-    out[n++] = modrm;
-    s32 disp = (s32)below(0x2800) - 0x1400;
-    if (row->checks & CHK_ALIGN16)
-        disp &= ~63;
-    if (ext && modrm >> 6 == 2) {
-        memcpy(out + n, &disp, 4);
-        n += 4;
-    }
-    if (!ext)
-        n--;
-    for (unsigned k = 0; k < 8; k++)
-        out[n++] = (u8)(below(4) ? rnd() : 0);
-    return n > 15 ? 15 : n;
-}
-
 static void put_insn(const u8 *bytes, unsigned n)
 {
     memcpy(program + length, bytes, n);
@@ -233,10 +179,10 @@ static void make_program(struct vcpu *v, bool wide)
     struct decode_ctx ctx = {.mode = wide ? CODE_64 : CODE_32, .features = v->features};
     length = 0;
     for (unsigned made = 0; made < LENGTH;) {
-        u8 bytes[32];
+        u8 bytes[RANDOM_INSN_MAX];
         struct insn i = {0};
-        unsigned n = random_bytes(&insn_rows[1 + below(insn_row_count - 1)], wide, bytes);
-        if (!n || insn_decode(&ctx, bytes, n, &i) != DECODE_OK || !wanted(&i))
+        unsigned n = random_insn(&insn_rows[1 + below(insn_row_count - 1)], wide ? 64 : 32, bytes);
+        if (!n || insn_decode(&ctx, bytes, n > 15 ? 15 : n, &i) != DECODE_OK || !wanted(&i))
             continue;
         if (!below(8)) /* over the next one, on some condition */
             PUT((u8)(0x70 | below(16)), (u8)i.len);
@@ -266,7 +212,7 @@ static void load(struct guest *g, bool wide, u64 s)
 {
     struct vcpu *v = g->v;
     start(g, wide);
-    seed = s;
+    random_state = s;
     u8 block[DATA_SIZE];
     for (unsigned k = 0; k < sizeof(block); k += 8)
         store64(block + k, rnd());
@@ -348,7 +294,7 @@ static void run_random(bool wide)
     unsigned programs = many ? (unsigned)atoi(many) : PROGRAMS, halted = 0;
     for (unsigned k = 0; k < programs; k++) {
         u64 s = fixed ? strtoull(fixed, NULL, 16) : 0x9e3779b97f4a7c15ull * (k + 1) + wide + (getenv("JIT_BASE") ? strtoull(getenv("JIT_BASE"), NULL, 16) : 0);
-        seed = s;
+        random_state = s;
         make_program(a.v, wide);
         run_both(&a, &b, wide, s);
         halted += a.v->activity == ACTIVITY_HLT;
