@@ -593,6 +593,8 @@ static void role_bits(void **state)
     anew(w);
     warm(w);
     assert_false(get64(w->pm, upper) & 0x100);
+    pa_t last = tree_entry(w, &w->slat, DATA_AT, 1);
+    put64(w->pm, last, get64(w->pm, last) | 0x300); /* there nothing is due */
     w->config.ad = true;
     world_enter(w, w->v);
     assert_true(look(w->v, w->la[0], ACCESS_READ, &pa));
@@ -603,7 +605,7 @@ static void role_bits(void **state)
     for (unsigned what = 0; what < 2; what++) {
         put64(w->pm, upper, what ? (DATA_AT ^ SWAP) | 7 | 6 << 3 | 0x80 : old & ~3ull);
         for (unsigned turn = 0; turn < 4; turn++) {
-            w->config.exec_only = w->config.huge_2m = !(turn & 1);
+            *(what ? &w->config.huge_2m : &w->config.exec_only) = !(turn & 1);
             world_enter(w, w->v);
             for (unsigned again = 0; again < 2; again++)
                 if (look(w->v, w->la[0], ACCESS_EXEC, &pa) != !(turn & 1))
@@ -614,6 +616,24 @@ static void role_bits(void **state)
     w->config.huge_2m = true;
     for (unsigned turn = 0; turn < 4; turn++) { /* the same root, one level more: each answer is compared with a walk */
         w->config.levels = turn & 1 ? 5 : 4;
+        world_enter(w, w->v);
+        for (unsigned i = 0; i < 2 * w->n; i++)
+            look(w->v, w->la[i % w->n], ACCESS_READ, &pa);
+    }
+    world_free(w);
+    w = world_new(P_NONE, S_EPT4);
+    anew(w);
+    put64(w->pm, tree_entry(w, &w->slat, 0, 3), 7 | 6 << 3 | 0x80);
+    for (unsigned turn = 0; turn < 8; turn++) {
+        w->config.huge_1g = !(turn & 2);
+        world_enter(w, w->v);
+        assert_int_equal(look(w->v, w->la[0], ACCESS_READ, &pa), !(turn & 2));
+    }
+    world_free(w);
+    w = world_new(P_4, S_NPT4);
+    anew(w);
+    for (unsigned turn = 0; turn < 4; turn++) { /* as EPT's levels */
+        w->config.host_mode = turn & 1 ? PAGING_5LEVEL : PAGING_4LEVEL;
         world_enter(w, w->v);
         for (unsigned i = 0; i < 2 * w->n; i++)
             look(w->v, w->la[i % w->n], ACCESS_READ, &pa);
