@@ -7,7 +7,7 @@ static u64 slat_bits(const struct slat *s)
 {
     if (s->kind == SLAT_NONE)
         return 0;
-    return s->kind | (u64)s->levels << 2 | (u64)s->host_mode << 5 | (u64)s->ad << 8 | (u64)s->mbec << 9 |
+    return s->kind | (u64)s->levels << 2 | (u64)s->host_mode << 5 | (u64)s->ad << 8 |
            (u64)s->exec_only << 10 | (u64)s->huge_1g << 11 | (u64)s->huge_2m << 12 | (u64)s->nx << 13 |
            (u64)s->pse << 14;
 }

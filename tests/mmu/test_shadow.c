@@ -583,6 +583,85 @@ static void roles(void **state)
     assert_true(differ > 100);
 }
 
+/* Each bit of the role by itself: a shadow that was made by one rule does not answer by another. */
+static void role_bits(void **state)
+{
+    pa_t pa;
+    /* EPT's accessed flags: a shadow made without them stands on entries in which they are clear. */
+    struct world *w = world_new(P_4, S_EPT4);
+    pa_t upper = tree_entry(w, &w->slat, DATA_AT, 2);
+    anew(w);
+    warm(w);
+    assert_false(get64(w->pm, upper) & 0x100);
+    pa_t last = tree_entry(w, &w->slat, DATA_AT, 1);
+    put64(w->pm, last, get64(w->pm, last) | 0x300); /* there nothing is due */
+    w->config.ad = true;
+    world_enter(w, w->v);
+    assert_true(look(w->v, w->la[0], ACCESS_READ, &pa));
+    assert_true(get64(w->pm, upper) & 0x100);
+    w->config.ad = false;
+    /* Execute-only pages, large pages. */
+    u64 old = get64(w->pm, upper);
+    for (unsigned what = 0; what < 2; what++) {
+        put64(w->pm, upper, what ? (DATA_AT ^ SWAP) | 7 | 6 << 3 | 0x80 : old & ~3ull);
+        for (unsigned turn = 0; turn < 4; turn++) {
+            *(what ? &w->config.huge_2m : &w->config.exec_only) = !(turn & 1);
+            world_enter(w, w->v);
+            for (unsigned again = 0; again < 2; again++)
+                if (look(w->v, w->la[0], ACCESS_EXEC, &pa) != !(turn & 1))
+                    fail_msg("%s: turn %u is %s", what ? "large page" : "execute-only", turn, turn & 1 ? "allowed" : "denied");
+        }
+    }
+    put64(w->pm, upper, old);
+    w->config.huge_2m = true;
+    for (unsigned turn = 0; turn < 4; turn++) { /* the same root, one level more: each answer is compared with a walk */
+        w->config.levels = turn & 1 ? 5 : 4;
+        world_enter(w, w->v);
+        for (unsigned i = 0; i < 2 * w->n; i++)
+            look(w->v, w->la[i % w->n], ACCESS_READ, &pa);
+    }
+    world_free(w);
+    w = world_new(P_NONE, S_EPT4);
+    anew(w);
+    put64(w->pm, tree_entry(w, &w->slat, 0, 3), 7 | 6 << 3 | 0x80);
+    for (unsigned turn = 0; turn < 8; turn++) {
+        w->config.huge_1g = !(turn & 2);
+        world_enter(w, w->v);
+        assert_int_equal(look(w->v, w->la[0], ACCESS_READ, &pa), !(turn & 2));
+    }
+    world_free(w);
+    w = world_new(P_4, S_NPT4);
+    anew(w);
+    for (unsigned turn = 0; turn < 4; turn++) { /* as EPT's levels */
+        w->config.host_mode = turn & 1 ? PAGING_5LEVEL : PAGING_4LEVEL;
+        world_enter(w, w->v);
+        for (unsigned i = 0; i < 2 * w->n; i++)
+            look(w->v, w->la[i % w->n], ACCESS_READ, &pa);
+    }
+    world_free(w);
+    /* Linear tables: what is reserved depends on the processor. */
+    w = world_new(P_4, S_NONE);
+    anew(w);
+    for (unsigned what = 0; what < 3; what++) {
+        gva_t la = w->la[0];
+        pa_t e = tree_entry(w, &w->linear, la, what == 0 ? 2 : what == 1 ? 4 : 3);
+        u64 was = get64(w->pm, e);
+        put64(w->pm, e, what == 0 ? BIT64(38) | 0xe7 : what == 1 ? was | 0x100 : 0xe7);
+        for (unsigned turn = 0; turn < 4; turn++) {
+            bool good = !(turn & 1);
+            w->v->maxphyaddr = what == 0 && !good ? 36 : 40;
+            w->v->features[FEAT_SVM] = what == 1 && !good;
+            w->v->features[FEAT_PDPE1GB] = what != 2 || good;
+            world_enter(w, w->v);
+            for (unsigned again = 0; again < 2; again++)
+                if (look(w->v, la, ACCESS_READ, &pa) != good)
+                    fail_msg("%s: %s", what == 0 ? "address width" : what == 1 ? "AMD's reserved bit" : "1 GiB pages", good ? "denied" : "allowed");
+        }
+        put64(w->pm, e, was);
+    }
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -599,6 +678,7 @@ int main(void)
         cmocka_unit_test(floods),
         cmocka_unit_test(bounded),
         cmocka_unit_test(roles),
+        cmocka_unit_test(role_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
