@@ -36,6 +36,10 @@ static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k,
         return r == RAX ? 2 : 0;
     case K_CALL:
         return 2;
+    case K_SYSTEM:
+        return system_change(t, i, r, by);
+    case K_STRING:
+        return r == RCX || r == RSI || r == RDI ? 2 : 0;
     default:
         break;
     }

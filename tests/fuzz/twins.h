@@ -28,7 +28,8 @@
 #define TWIN_ABSENT 0x26000u
 #define TWIN_SUPERVISOR 0x27000u
 
-enum twin_world { TWIN_LONG, TWIN_LEGACY, TWIN_REAL }; /* IA-32e mode, protected mode without paging, real mode */
+/* IA-32e mode, protected mode without paging, real mode; IA-32e mode with SMAP, where only 0x21000..0x23fff is the user's. */
+enum twin_world { TWIN_LONG, TWIN_LEGACY, TWIN_REAL, TWIN_SMAP };
 /* In the GDT of the worlds that have one. */
 enum twin_selector {
     SEL_CODE64 = 0x08, SEL_DATA = 0x10, SEL_CODE32 = 0x18, SEL_CODE16 = 0x20, SEL_USER_CODE64 = 0x2b, SEL_USER_CODE32 = 0x33,
