@@ -288,6 +288,7 @@ struct vcpu {
     u8 cet;       /* enum cet_state: what of CET is on at this CPL (cet.h) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
+    bool flags_intercepted; /* guest mode: PUSHF or POPF may be intercepted (SVM); means nothing outside */
     bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
     bool pmu_on;     /* a performance counter counts (pmu.h) */
     bool pmu_split;  /* ... at some privilege levels, or in some modes, only */
@@ -307,6 +308,7 @@ struct vcpu {
 #define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page; 0: nothing is known */
     _Alignas(64) u64 cell_limit[CELLS];
     u64 cell_page[CELLS], cell_addend[CELLS];
+    struct tlb_entry *tlb_by_ac[2]; /* while CPL < 3: what STAC and CLAC make tlb_now, by RFLAGS.AC (mmu_update_privilege()) */
 
     /* ---- SIMD and x87 ---- */
     _Alignas(64) union vec_reg vec[32];

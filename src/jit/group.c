@@ -36,6 +36,10 @@ static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k,
         return r == RAX ? 2 : 0;
     case K_CALL:
         return 2;
+    case K_SYSTEM:
+        return system_change(t, i, r, by);
+    case K_STRING:
+        return r == RCX || r == RSI || r == RDI ? 2 : 0;
     default:
         break;
     }
@@ -190,7 +194,7 @@ void groups_misses(struct tr *t, struct groups *g)
 bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell)
 {
     const struct groups *g = t->groups;
-    if (!g || e->base >= 16 || e->index != REG_NONE || !(g->valid & BIT(e->base)))
+    if (!g || e->base >= 16 || e->index != REG_NONE || !(g->valid & BIT(e->base)) || e->adsize != 8 || e->seg == SEG_FS || e->seg == SEG_GS)
         return false;
     const struct group *p = &g->group[e->base];
     s64 at = e->disp + g->delta[e->base];
