@@ -128,8 +128,8 @@ void emit_copy(struct tr *t, const struct insn *i)
         ea_of(t, i, &ea);
         mem_check(t, &ea, mem_size, mem_access & 2, &m);
         if (cl) { /* RCX is for the count */
-            put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, 0, m.disp);
-            m = (struct mem){H_RAX, H_NONE, 0};
+            put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, m.scale, m.disp);
+            m = (struct mem){H_RAX, H_NONE, 0, 0};
         } else if (high || locked || row->checks & CHK_ALIGN16) {
             mem_to_rcx(t, &m);
         }
@@ -152,6 +152,7 @@ void emit_copy(struct tr *t, const struct insn *i)
         }
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else {
         flags_want(t);
@@ -159,6 +160,7 @@ void emit_copy(struct tr *t, const struct insn *i)
     bool vvvv_scratch = vvvv && !in_host(i->vvvv);
     if (!mem_access && !high && !cl && !vvvv_scratch && !(reg && reg->size == 1) && !(rm && rm->size == 1) &&
         copy_in_place(t, i, row, reg, rm, &e)) {
+        t->rcx = t->held;
         if (row->checks & CHK_UNITS)
             vector_end(t, i);
         return;
@@ -187,6 +189,10 @@ void emit_copy(struct tr *t, const struct insn *i)
     if (cl)
         reg_load(t, H_RCX, RCX);
     put_insn(t, &placed, &e);
+    if (mem_access)
+        t->rcx = cl || m.index != H_RCX ? 0 : t->got;
+    else
+        t->rcx = cl || (rm_scratch && e.rm == H_RCX && !(placed.flags & INSN_MEM)) ? 0 : t->held;
     if (vvvv_scratch && vvvv->access & 2)
         reg_store(t, i->vvvv, H_RAX);
     if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
@@ -219,6 +225,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
         }
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else if (size > 1 && !in_host(i->rm)) { /* MUL only */
         word_operand(&e, i->rm);
@@ -238,6 +245,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
 /* XCHG with the accumulator. */
 void emit_xchg(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     unsigned other = host_of[i->rm];
     if (!in_host(i->rm)) {
@@ -254,6 +262,7 @@ void emit_xchg(struct tr *t, const struct insn *i)
 /* op accumulator, immediate: the short forms name the host's, so the long ones are used. */
 void emit_accumulator(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     unsigned op = i->opcode, size = op & 1 ? i->opsize : 1;
     bool test = op >= 0xa8;
@@ -301,6 +310,7 @@ void emit_moffs(struct tr *t, const struct insn *i)
 /* INC and DEC of 40..4F, which are REX prefixes on the host. */
 void emit_count(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     flags_want(t);
     if (i->opsize == 2)
         put1(t->c, 0x66);
@@ -316,6 +326,7 @@ void emit_lea(struct tr *t, const struct insn *i)
     e.seg = SEG_DS;
     bool both = e.base < 16 && e.index < 16 && !in_host(e.base) && !in_host(e.index);
     if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && e.base != REG_NONE) {
+        t->rcx = t->held;
         /* One instruction; the smaller of the two sizes zero-extends as both would. */
         bool w = i->opsize == 8 && e.adsize == 8;
         if (e.index == REG_NONE)
@@ -346,6 +357,7 @@ void emit_lea(struct tr *t, const struct insn *i)
 /* CBW..CDQE, CWD..CQO: through RAX, where the host's own forms work. */
 void emit_extend(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     if (i->opcode == 0x98) { /* MOVSX, MOVSXD */
         if (i->opsize == 2)
@@ -374,6 +386,7 @@ void emit_push_reg(struct tr *t, const struct insn *i)
     }
     put_op_mem(t, t->wide, 0x89, src, &m);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_push_imm(struct tr *t, const struct insn *i)
@@ -384,6 +397,7 @@ void emit_push_imm(struct tr *t, const struct insn *i)
     put_op_mem(t, t->wide, 0xc7, 0, &m);
     put4(t->c, (u32)i->imm);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_push_rm(struct tr *t, const struct insn *i)
@@ -402,6 +416,7 @@ void emit_push_rm(struct tr *t, const struct insn *i)
     put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
     put_op_mem(t, t->wide, 0x89, H_RAX, &m);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_pop_reg(struct tr *t, const struct insn *i)
@@ -417,6 +432,7 @@ void emit_pop_reg(struct tr *t, const struct insn *i)
     }
     if (i->rm != RSP)
         stack_move(t, (s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_leave(struct tr *t)
@@ -427,6 +443,7 @@ void emit_leave(struct tr *t)
     put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
     put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RBP], (s32)word(t));
     put_rr(t->c, t->wide, 0x8b, host_of[RBP], H_RAX);
+    t->rcx = t->got;
 }
 
 /*
@@ -478,6 +495,7 @@ void emit_mulx(struct tr *t, const struct insn *i)
         mem_check(t, &ea, i->opsize, false, &m);
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else {
         e.rm = in_host(i->rm) ? host_of[i->rm] : H_RCX;

@@ -124,9 +124,10 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load, *ask[2]; /* stubs, addresses in the writable mapping */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    u32 next_cell[2];   /* to be given to a place in translated code */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */

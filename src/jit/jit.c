@@ -91,6 +91,53 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
+/*
+ * Asks the TLB for the access at RAX whose cell is CX, and which has so many bytes, less one, as bits 31:16 of ECX
+ * say. ZF: it is granted, the cell is filled, RCX is the addend. RAX is lost.
+ */
+static void make_ask_stub(struct code_buf *c, bool write)
+{
+    const s32 info = F_AT(spare) + 8, page = V_AT(cell) + (s32)offsetof(struct cell, page), limit = V_AT(cell) + (s32)offsetof(struct cell, limit),
+              near = V_AT(cell) + (s32)offsetof(struct cell, near), addend = V_AT(cell) + (s32)offsetof(struct cell, addend);
+    put_rm(c, true, 0x89, H_RCX, H_RSP, info);
+    put_rr(c, false, 0xc1, 5, H_RCX), put1(c, 16); /* shr ecx, 16 */
+    put_rmx(c, true, 0x8d, H_RCX, H_RAX, H_RCX, 0, 0); /* the last byte: if it is in the page of the tag, so is the first */
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5);
+    put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
+    put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
+    put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
+    u8 *out = put_jcc(c, CC_NE);
+    put_push(c, H_RDX);
+    put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct tlb_entry, addend));
+    put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 8); /* movzx */
+    put_rr(c, false, 0xc1, 4, H_RDX), put1(c, 5);     /* shl edx, 5 */
+    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 0, page);
+    put_rmx(c, true, 0x89, H_RAX, H_RBP, H_RDX, 0, addend);
+    put_rmx(c, true, 0x83, 7, H_RBP, H_RDX, 0, limit), put1(c, 0);
+    u8 *listed = put_jcc(c, CC_NE);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 0, limit), put4(c, CELL_LIMIT);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 0, near), put4(c, CELL_NEAR);
+    put_rr(c, false, 0xc1, 5, H_RDX), put1(c, 5);
+    put_push(c, H_RSI);
+    put_rr(c, false, 0x8b, H_RCX, H_RDX);
+    put_rr(c, false, 0xc1, 5, H_RCX), put1(c, CELLS_LG2); /* the set */
+    put_rmx(c, false, 0x8b, H_RSI, H_RBP, H_RCX, 2, V_AT(cells_filled));
+    put_rmx(c, false, 0xff, 0, H_RBP, H_RCX, 2, V_AT(cells_filled)); /* inc */
+    put_rr(c, false, 0xc1, 4, H_RCX), put1(c, CELLS_LG2);
+    put_rr(c, false, 0x03, H_RCX, H_RSI);
+    put1(c, 0x66);
+    put_rmx(c, false, 0x89, H_RDX, H_RBP, H_RCX, 1, V_AT(cell_filled));
+    put_pop(c, H_RSI);
+    put_target(listed, c->p);
+    put_mov_rr(c, H_RCX, H_RAX);
+    put_pop(c, H_RDX);
+    put_rr(c, false, 0x33, H_RAX, H_RAX);
+    put_target(out, c->p);
+    put1(c, 0xc3);
+}
+_Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 32, "make_ask_stub() scales by them");
+
 static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
@@ -140,6 +187,11 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
+
+    for (unsigned write = 0; write < 2; write++) {
+        j->ask[write] = c.p;
+        make_ask_stub(&c, write);
+    }
 
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
@@ -381,7 +433,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
-    memset(v->cell_limit, 0, sizeof(v->cell_limit));
+    cells_forget(v);
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
     enter(v, &f, r->code);
@@ -409,7 +461,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     u64 start = v->icount;
     if (budget < ((const struct block_links *)b->links)->n)
         return 0;
-    memset(v->cell_limit, 0, sizeof(v->cell_limit)); /* as for regions */
+    cells_forget(v); /* as for regions */
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;

@@ -39,7 +39,6 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     t->flags = FL_MEMORY;
     t->recipe.op = AGAIN_NONE;
     t->units = 0;
-    t->cells = 0;
     t->j->stats.called++;
     bool leave = !t->wide && loads_segment(i);
     if (!last && !leave)
@@ -75,17 +74,18 @@ static bool emit_insn(struct tr *t, bool last)
         units_hoist(t);
         t->body = t->c->p;
     }
-    if (t->idx == 0 && t->groups)
-        groups_check(t, t->groups);
+    t->held = t->rcx;
+    t->rcx = t->got = 0;
     flags_before(t, i, k, writes);
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
         flags_after(t, i, k, writes);
-        if (t->groups)
-            groups_step(t, t->groups, i, k);
+        t->rcx = k == K_JCC || k == K_JMP ? t->held : t->got;
+        spans_step(t, i, k);
         return false;
     }
     if (k == K_CALL || branch) {
+        t->held = 0;
         fip_flush(t, t->fip_valid, t->fip);
         t->fip_valid = false;
     }
@@ -94,7 +94,7 @@ static bool emit_insn(struct tr *t, bool last)
         emit_call_of_body(t, i, last);
         return (last && (!t->b->near || insn_row(i)->checks & CHK_END || i->flags & (INSN_REP | INSN_REPNE))) ||
                (!t->wide && loads_segment(i));
-    case K_NOP: break;
+    case K_NOP: t->rcx = t->held; break;
     case K_COPY: emit_copy(t, i); break;
     case K_ACCUMULATOR: emit_accumulator(t, i); break;
     case K_MOFFS: emit_moffs(t, i); break;
@@ -128,9 +128,7 @@ static bool emit_insn(struct tr *t, bool last)
     flags_written(t, writes);
     flags_after(t, i, k, writes);
     slow_back(t);
-    cells_after(t, i, k);
-    if (t->groups)
-        groups_step(t, t->groups, i, k);
+    spans_step(t, i, k);
     return false;
 }
 
@@ -185,8 +183,6 @@ static void emit_path(struct tr *t, struct code_buf *cold)
     }
     if (cold)
         t->c = cold;
-    if (t->groups)
-        groups_misses(t, t->groups);
     emit_side_exits(t);
     emit_misses(t);
     emit_slow_paths(t);
@@ -196,7 +192,6 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
 {
     struct block *b = q->b;
     struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
-    struct groups groups;
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = hot->p;
     t.wide = q->v->code_mode == CODE_64;
@@ -207,11 +202,8 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
     for (unsigned n = q->first; n < q->first + q->count; n++)
         t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
     liveness(&t, q->first + q->count);
-    struct tr other = t; /* the version without groups */
-    if (!q->region)
-        cells_of_loop(&t, q->first + q->count);
-    if (cold && groups_find(&t, &groups))
-        t.groups = &groups;
+    loop_find(&t, q->first + q->count);
+    spans_find(&t);
     emit_path(&t, cold);
     struct code_buf *c = t.c;
     if (!q->region) {
@@ -221,12 +213,6 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
             put_target(t.again[n], c->p);
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
-    }
-    if (t.groups) {
-        other.c = cold;
-        for (unsigned n = 0; n < groups.nother; n++)
-            put_target(groups.other[n], cold->p);
-        emit_path(&other, NULL);
     }
     return !c->full && !hot->full;
 }

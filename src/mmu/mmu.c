@@ -209,15 +209,17 @@ static enum tlb_context privilege_context(const struct vcpu *v)
 void mmu_update_privilege(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
-    struct tlb_entry *before = v->tlb_now;
+    unsigned set = v->cpl == 3;
     if (unlikely(m->stale || !m->now)) {
         v->tlb_now = m->uncached;
     } else {
         enum tlb_context c = privilege_context(v);
         v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
-    if (v->tlb_now != before)
-        cells_forget(v);
+    if (v->cell_owner[set] != v->tlb_now) {
+        v->cell_owner[set] = v->tlb_now;
+        cells_forget_set(v, set);
+    }
 }
 
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)

@@ -158,11 +158,11 @@ static inline void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
 }
 
-/* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
-static inline void cells_forget(struct vcpu *v)
+/* Something is granted no longer: translated code must ask the TLB again. */
+static inline void cells_withdraw(const struct mmu *m)
 {
-    if (v)
-        memset(v->cell_limit, 0, sizeof(v->cell_limit));
+    if (m->v)
+        cells_forget(m->v);
 }
 
 /* Some watched range lies in the page. */
