@@ -126,22 +126,15 @@ void emit_copy(struct tr *t, const struct insn *i)
     if (mem_access) {
         struct ea ea;
         ea_of(t, i, &ea);
+        t->align = (row->checks & CHK_ALIGN16) || (locked && mem_size > 1) ? (u8)(mem_size - 1) : 0; /* no split locks on the host */
+        t->align_sure = !locked && !(row->checks & CHK_ALIGN_MM && cpu_has(t->v, FEAT_MISALIGNSSE));
         mem_check(t, &ea, mem_size, mem_access & 2, &m);
+        t->align = 0;
         if (cl) { /* RCX is for the count */
             put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, m.scale, m.disp);
             m = (struct mem){H_RAX, H_NONE, 0, 0};
-        } else if (high || locked || row->checks & CHK_ALIGN16) {
+        } else if (high) {
             mem_to_rcx(t, &m);
-        }
-        if (row->checks & CHK_ALIGN16) {
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
-            slow_if(t, CC_NE);
-        }
-        if (locked && mem_size > 1) { /* no split locks on the host */
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
-            slow_if(t, CC_NE);
         }
         if (cl && t->need && (t->flags == FL_MEMORY || t->flags == FL_NOWHERE)) { /* RAX holds the address */
             put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
@@ -209,20 +202,16 @@ void emit_copy(struct tr *t, const struct insn *i)
  */
 void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
 {
-    struct code_buf *c = t->c;
     struct encode_regs e = {.index = REG_NONE, .reg = host_of[(size == 1 ? i->reg8 / 8u : i->reg) & 15]};
     struct insn placed = *i;
     struct mem m;
     if (i->flags & INSN_MEM) {
         struct ea ea;
         ea_of(t, i, &ea);
+        t->align = write && size > 1 && (i->flags & INSN_LOCK) ? (u8)(size - 1) : 0;
+        t->align_sure = false;
         mem_check(t, &ea, size, write, &m);
-        if (write && size > 1 && (i->flags & INSN_LOCK)) {
-            mem_to_rcx(t, &m);
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, size - 1);
-            slow_if(t, CC_NE);
-        }
+        t->align = 0;
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
         e.scale = m.scale;

@@ -78,7 +78,11 @@ static void step(struct tr *t, const struct insn *i, enum kind k, void (*lost)(s
             lost(t, r);
 }
 
-static void forget(struct tr *t, unsigned r) { t->span_now[r] = 0; }
+static void forget(struct tr *t, unsigned r)
+{
+    t->span_now[r] = 0;
+    t->align_mask[r] = 0;
+}
 
 void spans_step(struct tr *t, const struct insn *i, enum kind k) { step(t, i, k, forget); }
 

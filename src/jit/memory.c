@@ -164,6 +164,50 @@ static void ask_cell(struct tr *t, struct miss *m, unsigned cell, unsigned size)
     m->back = c->p;
 }
 
+/* ---- alignment ---- */
+
+static u8 align_of(const struct ea *e, const struct tr *t) { return (u8)((e->disp + t->delta[e->base]) & 63); }
+
+static bool align_known(const struct tr *t, const struct ea *e)
+{
+    return t->align <= t->align_mask[e->base] && !((align_of(e, t) ^ t->align_at[e->base]) & t->align);
+}
+
+/* test r8, imm8; to the slow path */
+static void test_low(struct tr *t, unsigned host)
+{
+    struct code_buf *c = t->c;
+    if (host == H_RAX) {
+        put1(c, 0xa8);
+    } else {
+        if (host >= 4)
+            put1(c, 0x40 | host >> 3);
+        put1(c, 0xf6);
+        put1(c, 0xc0 | (host & 7));
+    }
+    put1(c, t->align);
+    flags_disturb(t);
+    slow_if(t, CC_NE);
+}
+
+/* The access off a base register is aligned as tr.align asks, or the slow path is taken. RAX is used. */
+static void ask_aligned(struct tr *t, const struct ea *e)
+{
+    if (!t->align || align_known(t, e))
+        return;
+    flags_guard(t);
+    unsigned low = host_of[e->base];
+    if (e->disp & t->align) {
+        ea_lea(t, H_RAX, e, 0);
+        low = H_RAX;
+    }
+    test_low(t, low);
+    if (t->align_sure) {
+        t->align_mask[e->base] = t->align;
+        t->align_at[e->base] = align_of(e, t);
+    }
+}
+
 /*
  * The place is granted for the access, or the slow path is taken. RAX and RCX are used; afterwards RAX is
  * free again and RCX is part of the address in @m.
@@ -180,6 +224,7 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
             cell_addend(t, s->cell);
         t->got = s->cell + 1u;
         *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
+        ask_aligned(t, e);
         return;
     }
     flags_guard(t);
@@ -202,9 +247,12 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
     }
     if (simple && e->base < 16) { /* with an index, RCX becomes its base */
         ea_lea(t, H_RCX, &x->ea, 0);
+        if (!add && t->align)
+            test_low(t, H_RCX);
         ask_cell(t, x, x->cell, x->size);
         if (add) {
             *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
+            ask_aligned(t, e);
         } else {
             put_rr(c, true, 0x03, H_RCX, host_of[e->base]);
             *m = (struct mem){H_RCX, host_of[e->index], e->scale, (s32)e->disp};
@@ -213,6 +261,8 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
     }
     x->address = true;
     ea_lea(t, H_RAX, e, 0);
+    if (t->align)
+        test_low(t, H_RAX);
     put_mov_rr(c, H_RCX, H_RAX);
     ask_cell(t, x, x->cell, size);
     put_rr(c, true, 0x03, H_RCX, H_RAX);

@@ -114,6 +114,9 @@ struct tr {
     unsigned nspans, next_span;
     u8 span_now[16];   /* by base register: the number of the span, or 0 */
     s64 delta[16];     /* how far base registers have moved since they were loaded */
+    u8 align;          /* the access in hand: these bits of its address must be 0, else the slow path is taken, */
+    bool align_sure;   /* which then does not come back */
+    u8 align_mask[16], align_at[16]; /* what is known so, by base register: bits, and the displacement without .delta */
     unsigned rcx;      /* RCX is the addend of this cell, less one; 0: it is not known */
     unsigned held, got; /* the same at the beginning of the instruction, and behind mem_check() */
     bool loops, calls; /* its last branch leads to its start; it has bodies in it */
