@@ -253,12 +253,12 @@ struct exit_profile;
 
 /*
  * What translated code found in the TLB for a page: an access that begins less than .limit behind .page is
- * granted (.near: one of up to CELL_REACH bytes), at .addend. 0: nothing is known. Each place in translated
+ * granted (.near: one of up to CELL_REACH bytes), at its address plus .addend; .host is where the page is. 0: nothing is known. Each place in translated
  * code has its cell, as far as there are enough; stack and segments have theirs (cell numbers below). Code
  * of CPL 3 and other code have cells of their own, so that going to and fro forgets nothing.
  */
 struct cell {
-    u64 page, limit, near, addend;
+    u64 page, limit, near, addend, host;
 };
 #define CELLS_LG2 11
 #define CELLS (1u << CELLS_LG2) /* of each set */

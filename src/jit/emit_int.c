@@ -50,6 +50,18 @@ static void word_operand(struct encode_regs *e, unsigned r)
 static bool copy_in_place(struct tr *t, const struct insn *i, const struct insn_row *row, const struct operand *reg,
                           const struct operand *rm, struct encode_regs *e)
 {
+    if (reg && rm && rm->kind == OPND_GPR_RM && i->reg == i->rm && !in_host(i->reg) && !row->map && !row->vex && i->opsize >= 4) {
+        unsigned op = row->opcode & ~2u;
+        if (op == 0x31 || op == 0x29) { /* XOR, SUB: 0 */
+            put_rr(t->c, false, 0x33, H_RAX, H_RAX);
+            reg_store(t, i->reg, H_RAX);
+            return true;
+        }
+        if (row->opcode == 0x85) { /* TEST is a comparison with 0 */
+            put_alu_imm_mem(t->c, i->opsize == 8, 7, H_RBP, V_AT(gpr) + (s32)i->reg * 8, 0);
+            return true;
+        }
+    }
     if (reg && !in_host(i->reg)) {
         /* op reg, r/m with the two exchanged */
         bool alu = row->map == 0 && !row->vex && ((row->opcode < 0x40 && (row->opcode & 7) == 3) || row->opcode == 0x8b);
@@ -314,14 +326,14 @@ void emit_lea(struct tr *t, const struct insn *i)
     ea_of(t, i, &e);
     e.seg = SEG_DS;
     bool both = e.base < 16 && e.index < 16 && !in_host(e.base) && !in_host(e.index);
-    if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && e.base != REG_NONE) {
+    if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && (e.base < 16 || (e.base == REG_NONE && e.index < 16))) {
         t->rcx = t->held;
         /* One instruction; the smaller of the two sizes zero-extends as both would. */
         bool w = i->opsize == 8 && e.adsize == 8;
         if (e.index == REG_NONE)
             put_rm(c, w, 0x8d, host_of[i->reg], host_of[e.base], (s32)e.disp);
         else
-            put_rmx(c, w, 0x8d, host_of[i->reg], host_of[e.base], host_of[e.index], e.scale, (s32)e.disp);
+            put_rmx(c, w, 0x8d, host_of[i->reg], e.base < 16 ? host_of[e.base] : H_NONE, host_of[e.index], e.scale, (s32)e.disp);
         return;
     }
     if (i->opsize == 4)

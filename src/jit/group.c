@@ -90,7 +90,7 @@ void spans_step(struct tr *t, const struct insn *i, enum kind k) { step(t, i, k,
 
 static void note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, bool write, unsigned straight)
 {
-    if (!in_host(r) || !size || n == 0)
+    if (!size || n == 0)
         return;
     s64 at = disp + t->delta[r], end = at + size;
     if (at < -FAR || end > FAR)

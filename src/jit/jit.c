@@ -98,7 +98,8 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
 static void make_ask_stub(struct code_buf *c, bool write)
 {
     const s32 info = F_AT(spare) + 8, page = V_AT(cell) + (s32)offsetof(struct cell, page), limit = V_AT(cell) + (s32)offsetof(struct cell, limit),
-              near = V_AT(cell) + (s32)offsetof(struct cell, near), addend = V_AT(cell) + (s32)offsetof(struct cell, addend);
+              near = V_AT(cell) + (s32)offsetof(struct cell, near), addend = V_AT(cell) + (s32)offsetof(struct cell, addend),
+              host = V_AT(cell) + (s32)offsetof(struct cell, host);
     put_rm(c, true, 0x89, H_RCX, H_RSP, info);
     put_rr(c, false, 0xc1, 5, H_RCX), put1(c, 16); /* shr ecx, 16 */
     put_rmx(c, true, 0x8d, H_RCX, H_RAX, H_RCX, 0, 0); /* the last byte: if it is in the page of the tag, so is the first */
@@ -111,15 +112,17 @@ static void make_ask_stub(struct code_buf *c, bool write)
     put_push(c, H_RDX);
     put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct tlb_entry, addend));
     put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 8); /* movzx */
-    put_rr(c, false, 0xc1, 4, H_RDX), put1(c, 5);     /* shl edx, 5 */
-    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 0, page);
-    put_rmx(c, true, 0x89, H_RAX, H_RBP, H_RDX, 0, addend);
-    put_rmx(c, true, 0x83, 7, H_RBP, H_RDX, 0, limit), put1(c, 0);
+    put_rmx(c, false, 0x8d, H_RDX, H_RDX, H_RDX, 2, 0); /* lea edx, [rdx + rdx * 4]: scaled by 8, cells */
+    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 3, page);
+    put_rr(c, true, 0x03, H_RCX, H_RAX);
+    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 3, host);
+    put_rmx(c, true, 0x89, H_RAX, H_RBP, H_RDX, 3, addend);
+    put_rmx(c, true, 0x83, 7, H_RBP, H_RDX, 3, limit), put1(c, 0);
     u8 *listed = put_jcc(c, CC_NE);
-    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 0, limit), put4(c, CELL_LIMIT);
-    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 0, near), put4(c, CELL_NEAR);
-    put_rr(c, false, 0xc1, 5, H_RDX), put1(c, 5);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 3, limit), put4(c, CELL_LIMIT);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 3, near), put4(c, CELL_NEAR);
     put_push(c, H_RSI);
+    put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 16);
     put_rr(c, false, 0x8b, H_RCX, H_RDX);
     put_rr(c, false, 0xc1, 5, H_RCX), put1(c, CELLS_LG2); /* the set */
     put_rmx(c, false, 0x8b, H_RSI, H_RBP, H_RCX, 2, V_AT(cells_filled));
@@ -136,7 +139,7 @@ static void make_ask_stub(struct code_buf *c, bool write)
     put_target(out, c->p);
     put1(c, 0xc3);
 }
-_Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 32, "make_ask_stub() scales by them");
+_Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 40, "make_ask_stub() scales by them");
 
 static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
 {

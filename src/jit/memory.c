@@ -146,8 +146,8 @@ static struct miss *miss_new(struct tr *t)
     return &t->miss[t->nmiss++];
 }
 
-/* RCX is an address: on, if the cell grants the access of @size bytes there. */
-static void ask_cell(struct tr *t, struct miss *m, unsigned cell, unsigned size)
+/* RCX is an address: on, if the cell grants the access of @size bytes there. RCX is the addend then, or the host's address. */
+static void ask_cell(struct tr *t, struct miss *m, unsigned cell, unsigned size, bool place)
 {
     struct code_buf *c = t->c;
     s32 limit = size > 32 && size <= CELL_REACH ? CELL_AT(cell, near) : CELL_AT(cell, limit);
@@ -160,7 +160,10 @@ static void ask_cell(struct tr *t, struct miss *m, unsigned cell, unsigned size)
         m->from[m->n++] = put_jcc(c, CC_AE);
     }
     flags_disturb(t);
-    cell_addend(t, cell);
+    if (place)
+        put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(cell, host));
+    else
+        cell_addend(t, cell);
     m->back = c->p;
 }
 
@@ -197,7 +200,7 @@ static void ask_aligned(struct tr *t, const struct ea *e)
         return;
     flags_guard(t);
     unsigned low = host_of[e->base];
-    if (e->disp & t->align) {
+    if ((e->disp & t->align) || low == H_NONE) {
         ea_lea(t, H_RAX, e, 0);
         low = H_RAX;
     }
@@ -215,11 +218,11 @@ static void ask_aligned(struct tr *t, const struct ea *e)
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
     struct code_buf *c = t->c;
-    bool simple = ea_simple(t, e) && e->adsize == 8, add = simple && e->base < 16 && e->index == REG_NONE;
+    bool wide = e->adsize == 8 && !ea_has_base(t, e), add = wide && e->base < 16 && e->index == REG_NONE, simple = wide && ea_simple(t, e);
     unsigned held = t->held;
     struct span *s = add ? span_of(t, e, size, write) : NULL;
     t->held = t->got = 0;
-    if (s && s->checked) {
+    if (s && s->checked && simple) {
         if (held != s->cell + 1u)
             cell_addend(t, s->cell);
         t->got = s->cell + 1u;
@@ -228,6 +231,14 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
         return;
     }
     flags_guard(t);
+    if (s && s->checked) {
+        ask_aligned(t, e);
+        reg_load(t, H_RCX, e->base);
+        put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(s->cell, addend));
+        flags_disturb(t);
+        *m = (struct mem){H_RCX, H_NONE, 0, (s32)e->disp};
+        return;
+    }
     struct miss *x = miss_new(t);
     *x = (struct miss){.ea = *e, .size = (u16)size, .write = write};
     const struct span *other = e->base == RSP ? span_now(t, RSP) : NULL;
@@ -239,34 +250,35 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
         span_exit(t, x);
         s->cell = (u16)cell_for(t, e, s->write, stack);
         s->checked = true;
-        t->got = s->cell + 1u;
         x->cell = s->cell;
     } else {
         x->cell = (u16)cell_for(t, e, write, stack);
         x->slow = slow_path(t);
     }
-    if (simple && e->base < 16) { /* with an index, RCX becomes its base */
-        ea_lea(t, H_RCX, &x->ea, 0);
-        if (!add && t->align)
-            test_low(t, H_RCX);
-        ask_cell(t, x, x->cell, x->size);
-        if (add) {
-            *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
-            ask_aligned(t, e);
-        } else {
-            put_rr(c, true, 0x03, H_RCX, host_of[e->base]);
-            *m = (struct mem){H_RCX, host_of[e->index], e->scale, (s32)e->disp};
+    ea_lea(t, H_RCX, &x->ea, 0);
+    if (!add && t->align)
+        test_low(t, H_RCX);
+    if (simple && add) {
+        t->got = s ? s->cell + 1u : 0;
+        ask_cell(t, x, x->cell, x->size, false);
+        *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
+        ask_aligned(t, e);
+    } else if (simple && e->base < 16) { /* RCX becomes the base */
+        ask_cell(t, x, x->cell, size, false);
+        put_rr(c, true, 0x03, H_RCX, host_of[e->base]);
+        *m = (struct mem){H_RCX, host_of[e->index], e->scale, (s32)e->disp};
+    } else {
+        x->place = true;
+        ask_cell(t, x, x->cell, x->size, x->size <= CELL_REACH);
+        if (x->size > CELL_REACH) { /* RCX has moved on */
+            ea_lea(t, H_RCX, &x->ea, 0);
+            put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(x->cell, addend));
+            x->place = false;
         }
-        return;
+        *m = (struct mem){H_RCX, H_NONE, 0, (s32)(e->disp - x->ea.disp)};
+        if (add)
+            ask_aligned(t, e);
     }
-    x->address = true;
-    ea_lea(t, H_RAX, e, 0);
-    if (t->align)
-        test_low(t, H_RAX);
-    put_mov_rr(c, H_RCX, H_RAX);
-    ask_cell(t, x, x->cell, size);
-    put_rr(c, true, 0x03, H_RCX, H_RAX);
-    *m = (struct mem){H_RCX, H_NONE, 0, 0};
 }
 
 void emit_misses(struct tr *t)
@@ -279,13 +291,16 @@ void emit_misses(struct tr *t)
         ea_lea(t, H_RAX, &m->ea, 0);
         put_mov_imm32(c, H_RCX, m->cell | (m->size - 1u) << 16);
         put_call_to(c, t->j->ask[m->write]);
+        u8 *none = put_jcc(c, CC_NE);
+        if (m->place) {
+            ea_lea(t, H_RAX, &m->ea, 0);
+            put_rr(c, true, 0x03, H_RCX, H_RAX);
+        }
+        put_jmp_to(c, m->back);
         if (m->slow) {
-            slow_add(t, m->slow, CC_NE);
-            if (m->address)
-                ea_lea(t, H_RAX, &m->ea, 0);
-            put_jmp_to(c, m->back);
+            slow_add_jump(t, m->slow, none);
         } else {
-            put_target(put_jcc(c, CC_E), m->back);
+            put_target(none, c->p);
             span_leave(t, m);
         }
     }

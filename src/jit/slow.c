@@ -21,6 +21,7 @@ static void add(struct tr *t, struct slow *s, u8 *at)
     else
         t->c->full = true;
 }
+void slow_add_jump(struct tr *t, struct slow *s, u8 *jump) { add(t, s, jump); }
 void slow_from(struct tr *t, u8 *jump) { add(t, slow_path(t), jump); }
 void slow_add(struct tr *t, struct slow *s, unsigned cc) { add(t, s, put_jcc(t->c, cc)); }
 /* The native sequence is complete: the slow path comes back here. */

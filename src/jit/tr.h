@@ -65,7 +65,7 @@ struct miss {
     bool fip_valid;
     s32 fip;
     u16 cell, size;
-    bool write, address; /* @address: RAX is to hold the address at @back */
+    bool write, place; /* @place: at @back RCX is the host's address, not the addend */
 };
 
 /* Accesses off one base register that are checked together (group.c), by distance from where it was loaded. */
@@ -160,6 +160,7 @@ void slow_if(struct tr *t, unsigned cc);
 void slow_from(struct tr *t, u8 *jump);
 struct slow *slow_path(struct tr *t);
 void slow_add(struct tr *t, struct slow *s, unsigned cc);
+void slow_add_jump(struct tr *t, struct slow *s, u8 *jump);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, unsigned off);
