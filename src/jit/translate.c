@@ -92,6 +92,7 @@ static bool emit_insn(struct tr *t, bool last)
     switch (k) {
     case K_CALL:
         emit_call_of_body(t, i, last);
+        spans_step(t, i, k);
         return (last && (!t->b->near || insn_row(i)->checks & CHK_END || i->flags & (INSN_REP | INSN_REPNE))) ||
                (!t->wide && loads_segment(i));
     case K_NOP: t->rcx = t->held; break;
