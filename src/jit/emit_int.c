@@ -16,6 +16,8 @@ static bool rm_may_be_memory(const struct insn *i, const struct insn_row *row)
     if (row->map == 0)
         return op < 0x40 || op == 0x63 || op == 0x69 || op == 0x6b || (op >= 0x80 && op <= 0x8b && (op & 0xfe) != 0x86) ||
                (op & 0xfe) == 0xc0 || (op & 0xfc) == 0xd0 || op == 0xc7 || op == 0xf6 || op == 0xf7 || op >= 0xfe;
+    if (row->map == 2)
+        return op == 0xf6 && row->pp; /* ADCX, ADOX */
     return row->map == 1 && ((op & 0xf0) == 0x40 || op == 0xaf || op == 0xb6 || op == 0xb7 || op == 0xbe || op == 0xbf ||
                              (row->pp == 2 && op >= 0xb8 && op <= 0xbd)) &&
            !(i->flags & INSN_LOCK);

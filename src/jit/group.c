@@ -88,16 +88,17 @@ void spans_step(struct tr *t, const struct insn *i, enum kind k) { step(t, i, k,
 
 /* ---- where they are ---- */
 
-static void note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, bool write, unsigned straight)
+/* Returns the number of the span that the access belongs to, or 0. */
+static unsigned note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, bool write, unsigned straight)
 {
     if (!size || n == 0)
-        return;
+        return 0;
     s64 at = disp + t->delta[r], end = at + size;
     if (at < -FAR || end > FAR)
-        return;
+        return 0;
     struct span *s = t->span_now[r] ? &t->span[t->span_now[r] - 1] : NULL;
     if (s && (at < s->end - REACH || end > s->lo + REACH))
-        return;
+        return 0;
     /* What is written for sure is asked for at once; else a write begins another span. */
     if (s && write && !s->write) {
         if (s->first >= straight)
@@ -107,7 +108,7 @@ static void note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, 
     }
     if (!s) {
         if (t->nspans == ARRAY_SIZE(t->span))
-            return;
+            return 0;
         s = &t->span[t->nspans++];
         *s = (struct span){.reg = (u8)r, .first = (u8)n, .lo = (s32)at, .end = (s32)end, .write = write};
         t->span_now[r] = (u8)t->nspans;
@@ -116,14 +117,18 @@ static void note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, 
     s->end = end > s->end ? (s32)end : s->end;
     s->last = (u8)n;
     s->count++;
+    return t->span_now[r];
 }
 
-/* The accesses of an instruction that mem_check() will be asked for. */
-static void note_accesses(struct tr *t, unsigned n, const struct insn *i, enum kind k, unsigned straight)
+/* The accesses of an instruction that mem_check() will be asked for; the numbers of their spans to @in. Returns how many there are. */
+static unsigned note_accesses(struct tr *t, unsigned n, const struct insn *i, enum kind k, unsigned straight, u8 in[2])
 {
+    unsigned count = 0;
     const struct insn_row *row = insn_row(i);
     unsigned size = word(t);
     bool memory = (i->flags & INSN_MEM) && k != K_LEA && k != K_NOP && k != K_CALL;
+    if (memory)
+        in[count++] = 0;
     if (memory && i->base < 16 && i->index == REG_NONE && i->adsize == 8 && i->seg != SEG_FS && i->seg != SEG_GS) {
         bool write = k == K_CMPXCHG;
         unsigned bytes = size;
@@ -134,14 +139,15 @@ static void note_accesses(struct tr *t, unsigned n, const struct insn *i, enum k
                 bytes = operand_bytes(i, o);
             }
         }
-        note(t, n, i->base, i->disp, bytes, write, straight);
+        in[0] = (u8)note(t, n, i->base, i->disp, bytes, write, straight);
     }
     if (k == K_PUSH_REG || k == K_PUSH_IMM || k == K_PUSH_RM || k == K_CALL_REL || k == K_CALL_IND)
-        note(t, n, RSP, -(s64)size, size, true, straight);
+        in[count++] = (u8)note(t, n, RSP, -(s64)size, size, true, straight);
     else if (k == K_POP_REG || k == K_RET)
-        note(t, n, RSP, 0, size, false, straight);
+        in[count++] = (u8)note(t, n, RSP, 0, size, false, straight);
     else if (k == K_LEAVE)
-        note(t, n, RBP, 0, size, false, straight);
+        in[count++] = (u8)note(t, n, RBP, 0, size, false, straight);
+    return count;
 }
 
 static void begin(struct tr *t)
@@ -150,19 +156,47 @@ static void begin(struct tr *t)
     memset(t->span_now, 0, sizeof(t->span_now));
 }
 
+/* Whether an instruction whose accesses are all checked already has no other slow path. */
+static bool quiet_kind(const struct insn *i, enum kind k)
+{
+    switch (k) {
+    case K_COPY: case K_MULTIPLY: case K_MULX:
+        return !(i->flags & INSN_LOCK) && !(insn_row(i)->checks & CHK_ALIGN16) && (insn_row(i)->opcode & 0xfe) != 0x86;
+    case K_PUSH_REG: case K_PUSH_IMM: case K_PUSH_RM: case K_POP_REG: case K_LEAVE: case K_CALL_REL:
+        return true;
+    default:
+        return false;
+    }
+}
+
 void spans_find(struct tr *t)
 {
     unsigned straight = 0; /* nothing leaves the path between this instruction and the one in hand */
+    u32 units = 0;         /* known to be loaded there */
+    u8 in[PATH_MAX_INSNS][2], accesses[PATH_MAX_INSNS];
     if (t->q->region || !t->wide)
         return;
     for (unsigned n = 0; n < t->q->count; n++) {
         const struct insn *i = &t->b->insn[n];
         enum kind k = t->kinds[n];
-        note_accesses(t, n, i, k, straight);
+        accesses[n] = (u8)note_accesses(t, n, i, k, straight, in[n]);
+        t->quiet[n] = n && n + 1 < t->q->count && quiet_kind(i, k);
+        u32 need = k == K_CALL ? 0 : jit_units_of(insn_row(i));
+        if (need & ~units) {
+            t->quiet[n] = false;
+            units |= units_ahead(t, n);
+        }
+        if (k == K_CALL)
+            units = 0;
         if (k == K_JCC || k == K_RET)
             straight = n + 1;
         step(t, i, k, forget);
     }
+    for (unsigned n = 0; n < t->q->count; n++)
+        for (unsigned a = 0; a < accesses[n]; a++) {
+            const struct span *s = in[n][a] ? &t->span[in[n][a] - 1] : NULL;
+            t->quiet[n] &= s && s->count > 1 && s->first < n;
+        }
     begin(t);
 }
 

@@ -7,6 +7,8 @@
 struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
+        if (t->quiet[t->idx]) /* liveness has counted on there being none: this must not be a translation */
+            t->c->full = true;
         t->cur = &t->slow[t->nslow++];
         bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
         *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip};

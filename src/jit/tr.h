@@ -112,6 +112,7 @@ struct tr {
     unsigned nagain;
     struct span span[PATH_MAX_INSNS];
     unsigned nspans, next_span;
+    bool quiet[PATH_MAX_INSNS]; /* it has no slow path: its accesses are checked in front of it */
     u8 span_now[16];   /* by base register: the number of the span, or 0 */
     s64 delta[16];     /* how far base registers have moved since they were loaded */
     u8 align;          /* the access in hand: these bits of its address must be 0, else the slow path is taken, */

@@ -150,7 +150,7 @@ static void liveness(struct tr *t, unsigned end)
         t->live_after[n] = pack(live);
         enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
-        live = may_stop(i, k) ? (u32)FL_ARITH : (live & ~writes) | reads;
+        live = may_stop(i, k) && !t->quiet[n] ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
@@ -202,9 +202,9 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
         t.off += b->insn[n].len;
     for (unsigned n = q->first; n < q->first + q->count; n++)
         t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
-    liveness(&t, q->first + q->count);
     loop_find(&t, q->first + q->count);
     spans_find(&t);
+    liveness(&t, q->first + q->count);
     emit_path(&t, cold);
     struct code_buf *c = t.c;
     if (!q->region) {
