@@ -321,6 +321,8 @@ def finish_row(row):
         row.dec.add('VVVV3')
     if letters & {'KE', 'KR'}:
         row.dec.add('RM3')
+    if 'L' in letters:
+        row.dec.add('IS4')
     if row.vex == 2 and 'G' in letters:
         row.dec.add('REG4')
     if row.vex == 2 and letters & {'E', 'R'}:
@@ -574,7 +576,8 @@ def decoder_tables(rows, slots):
 RULES = ['V', 'B', 'D64', 'F64', 'Y', 'Z', 'N64', 'N64V']
 IMMS = ['NONE', 'IB', 'IBS', 'IW', 'IZ', 'IV', 'AP', 'IW_IB', 'IB_IB', 'MOFFS']
 DECS = ['LOCK', 'NOVVVV', 'VSIB', 'SREG', 'SREG_LOAD', 'CREG', 'DREG', 'LIG', 'LOCKCR8', 'PP66', 'PPREP', 'OPREG',
-        'NOMASK', 'NOZERO', 'NEEDMASK', 'RND', 'BCST', 'VL', 'STORE', 'DISTINCT', 'REG3', 'REG4', 'VVVV3', 'RM3', 'RM4']
+        'NOMASK', 'NOZERO', 'NEEDMASK', 'RND', 'BCST', 'VL', 'STORE', 'DISTINCT', 'REG3', 'REG4', 'VVVV3', 'RM3', 'RM4',
+        'IS4']
 GENERATED = '/* Made by tools/gen_opcodes.py from src/cpu/isa/opcodes.tbl. */\n'
 
 

@@ -243,7 +243,7 @@ static int set_stats(void *target, const char *value, struct nestor_error *err)
 #define JIT_OPTIONS                                                                                             \
     {"jit-cache", "SIZE", "translated code to keep, 4M to 1G for each processor (default 64M)", set_jit_cache},   \
     {"jit-dump", "FILE", "list every translation there: guest's code and host's", set_jit_dump},                  \
-    {"perf-map", NULL, "write /tmp/perf-PID.map, by which perf names translated code", set_perf_map}
+    {"perf-map", NULL, "write /tmp/perf-PID.map, by which perf names translated code (by guest function: --symbols)", set_perf_map}
 #define CAP_OPTIONS                                                                                             \
     {"vmx-cap", "NAME=0|1|must[,...]", "capabilities as another CPU has them (nestor list vmx-caps)", set_vmx_cap}, \
     {"svm-cap", "NAME=0|1[,...]", "likewise the bits of CPUID 0x8000000A, and asids=N", set_svm_cap}

@@ -55,6 +55,7 @@ struct thunk {
     struct place reg, rm, vvvv, is4;
     struct x87_op x87op;
     u8 narrowing; /* elements CVTSD2SS or CVTPD2PS converts (a broadcast: 1); else 0 */
+    u8 halving;   /* elements VCVTPS2PH converts; else 0 */
     bool is_x87, mmx, mxcsr, byte_reg, byte_rm;
     u8 mmx_written;  /* bit 0: reg, bit 1: rm is an MMX destination */
     u8 mem_access;   /* 1 read, 2 written; 0: no memory operand */
@@ -388,6 +389,8 @@ static void build_simd(const struct borrow *b, struct thunk *t, struct code *c, 
     t->mxcsr = borrow_uses_mxcsr(row);
     if (row->map == 1 && row->opcode == 0x5a && row->pp & 1) /* 66: packed, F2: scalar */
         t->narrowing = row->pp == 3 || i->flags & INSN_BCST ? 1 : (u8)(2 << i->vl);
+    if (row->vex && row->map == 3 && row->opcode == 0x1d)
+        t->halving = (u8)(4 << i->vl);
     if (row->vex == 2)
         plan_mask(t, i);
     if (t->mem_access)
@@ -686,6 +689,13 @@ static bool narrowing_inexact(u64 bits, bool daz)
     return 63 - __builtin_clzll(fraction) - __builtin_ctzll(fraction) >= 24;
 }
 
+/* Whether a single becomes a half that is denormal and exact: tiny, which no masked flag tells. */
+static bool becomes_denormal_half(u32 bits)
+{
+    u32 fraction = (bits & (BIT(23) - 1)) | BIT(23), exponent = bits >> 23 & 0xff;
+    return exponent >= 103 && exponent < 113 && !(fraction & (BIT(126 - exponent) - 1));
+}
+
 /* The elements of the memory operand that the mask selects. */
 static u64 selected_elements(const struct thunk *t, u64 mask)
 {
@@ -718,6 +728,8 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
             memcpy(saved[n].b, at[n], size[n]);
     u8 n_source[64]; /* the destination may be the source */
     memcpy(n_source, o->rm, t->narrowing * 8u);
+    u8 h_source[64];
+    memcpy(h_source, o->reg, t->halving * 4u);
     u64 selected = t->masked_reg ? load64(o->is4) : ~0ull;
     if (t->masked)
         selected = selected_elements(t, selected);
@@ -739,6 +751,9 @@ static noinline void run_unmasked(struct vcpu *v, const struct thunk *t, const s
         v->mxcsr = run | BIT(15);
         t->simd(v, o->reg, o->rm, o->vvvv, o->is4);
         raised |= v->mxcsr & BIT(4);
+        for (unsigned n = 0; n < t->halving; n++) /* VCVTPS2PH knows no flush-to-zero */
+            if (selected >> n & 1 && becomes_denormal_half(load32(h_source + 4 * n)))
+                raised |= BIT(4);
         for (unsigned n = 0; n < 2; n++)
             if (at[n] && size[n] > 1)
                 memcpy(at[n], saved[n].b, size[n]);

@@ -6,6 +6,7 @@
 #include "cpu/borrow.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "devices/irq.h"
 
 #include <stdlib.h>
@@ -38,9 +39,10 @@ struct vcpu *vcpu_new(const struct cpu_config *cfg, struct error *err)
     v->mxcsr_mask = 0xffff;
     v->apic_page = v->virt_apic_page = ~0ull;
     v->mmu = mmu_new(cfg->pm);
-    if (!v->mmu) {
+    bool counters = cfg->model->vendor == VENDOR_AMD || cpu_has(v, FEAT_PMU);
+    if (!v->mmu || (counters && !pmu_new(v))) {
         error_set(err, "processor %u: out of memory", cfg->index);
-        free(v);
+        vcpu_free(v);
         return NULL;
     }
     cpu_reset(v);
@@ -53,7 +55,9 @@ void vcpu_free(struct vcpu *v)
         return;
     borrow_free(v);
     free(v->exits);
-    mmu_free(v->mmu);
+    pmu_free(v);
+    if (v->mmu)
+        mmu_free(v->mmu);
     free(v);
 }
 
@@ -137,7 +141,7 @@ static void reset_msrs(struct vcpu *v)
     v->tsc_adjust = 0;
     v->tsc_base = 0; /* counts from power-on: all processors of a machine agree, whenever each is reset */
     v->misc_enable = MISC_ENABLE_FAST_STRING | MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE |
-                     (cpu_has(v, FEAT_MONITOR) ? MISC_ENABLE_MONITOR : 0);
+                     (cpu_has(v, FEAT_MONITOR) ? MISC_ENABLE_MONITOR : 0) | (cpu_has(v, FEAT_PMU) ? MISC_ENABLE_PERFMON : 0);
     v->feature_control = 0;
     v->mcg_cap = cpu_has(v, FEAT_MCA) ? MC_BANKS : 0;
     v->mcg_status = 0;
@@ -165,6 +169,7 @@ void cpu_reset(struct vcpu *v)
     v->xss = 0;
     v->pkru = v->pkrs = 0;
     reset_msrs(v);
+    pmu_reset(v);
     v->in_vmx_operation = false;
     atomic_fetch_and(&v->requests, REQ_EXIT | REQ_FLUSH | REQ_PROTECT);
     reset_core(v, CR0_CD | CR0_NW | CR0_ET);

@@ -9,6 +9,7 @@
 #include "cpu/hyperv.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "cpu/xstate.h"
 #include "devices/irq.h"
 
@@ -139,6 +140,8 @@ static void leaf_7(struct vcpu *v, u32 subleaf, u32 out[4])
             out[ECX] |= BIT(4);
     }
 }
+
+static void leaf_a(struct vcpu *v, u32 subleaf, u32 out[4]) { pmu_cpuid(v, out); }
 
 /* Extended topology: one thread a core, all cores in one package. */
 static void leaf_b(struct vcpu *v, u32 subleaf, u32 out[4])
@@ -352,6 +355,7 @@ static const struct {
     {0x5, leaf_5},
     {0x6, leaf_6},
     {0x7, leaf_7},
+    {0xa, leaf_a},
     {0xb, leaf_b},
     {0xd, leaf_d},
     {0x15, leaf_15},

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cpu/cet.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "cpu/system.h"
 #include "devices/irq.h"
 
@@ -549,9 +550,13 @@ static void take_sipi(struct vcpu *v)
     cpu_attention(v, ATT_BLOCK);
 }
 
-/* INIT, SIPI, SMI: the events above everything that instructions cause. */
+/* INIT, SIPI, SMI: the events above everything that instructions cause. And what may make an interrupt out of nothing. */
 static void take_signals(struct vcpu *v, u32 req)
 {
+    if (req & REQ_PMU) {
+        take_request(v, REQ_PMU);
+        pmu_due(v);
+    }
     if (req & (REQ_FLUSH | REQ_PROTECT)) {
         take_request(v, REQ_FLUSH | REQ_PROTECT);
         mmu_flush_all(v);
@@ -664,8 +669,10 @@ bool cpu_boundary(struct vcpu *v)
     u32 req = atomic_load_explicit(&v->requests, memory_order_acquire);
 
     age(v, att);
-    if (unlikely(req & (REQ_FLUSH | REQ_PROTECT | REQ_SMI | REQ_INIT | REQ_SIPI)))
+    if (unlikely(req & (REQ_FLUSH | REQ_PROTECT | REQ_SMI | REQ_INIT | REQ_SIPI | REQ_PMU))) {
         take_signals(v, req);
+        req = atomic_load_explicit(&v->requests, memory_order_acquire);
+    }
 
     if (unlikely(v->activity != ACTIVITY_ACTIVE)) {
         if ((att & ATT_VIRT) && v->guest_mode)

@@ -106,7 +106,7 @@ void masked_load(struct vcpu *v, unsigned seg, u64 ea, u8 *buf, unsigned size, u
 {
     while (mask) {
         unsigned n, first = next_run(&mask, &n);
-        mem_read_bytes(v, seg, ea + first * size, buf + first * size, n * size);
+        mem_read_elements(v, seg, ea + first * size, buf + first * size, n * size);
     }
 }
 
@@ -114,7 +114,7 @@ void masked_probe_write(struct vcpu *v, unsigned seg, u64 ea, unsigned size, u64
 {
     while (mask) {
         unsigned n, first = next_run(&mask, &n);
-        mem_probe_write(v, seg, ea + first * size, n * size);
+        mem_probe_elements(v, seg, ea + first * size, n * size);
     }
 }
 
@@ -123,7 +123,7 @@ void masked_store(struct vcpu *v, unsigned seg, u64 ea, const u8 *buf, unsigned 
     masked_probe_write(v, seg, ea, size, mask);
     while (mask) {
         unsigned n, first = next_run(&mask, &n);
-        mem_write_bytes(v, seg, ea + first * size, buf + first * size, n * size);
+        mem_write_elements(v, seg, ea + first * size, buf + first * size, n * size);
     }
 }
 

@@ -104,6 +104,7 @@ void hv_interrupt(struct hyperv_vp *vp, u8 vector)
 #define NESTED_GPA_FLUSH BIT(18)
 #define NESTED_MSR_BITMAP BIT(19)
 #define NESTED_DEBUGCTL BIT(21)
+#define NESTED_PERF_GLOBAL_CTRL BIT(0) /* EBX */
 
 void hyperv_cpuid(struct vcpu *v, u32 leaf, u32 out[4])
 {
@@ -133,8 +134,10 @@ void hyperv_cpuid(struct vcpu *v, u32 leaf, u32 out[4])
         out[EAX] = out[EBX] = HV_MAX_VPS;
         break;
     case 0x4000000a:
-        if (cpu_has(v, FEAT_VMX))
+        if (cpu_has(v, FEAT_VMX)) {
             out[EAX] = NESTED_EVMCS_VERSIONS | NESTED_DIRECT_FLUSH | NESTED_GPA_FLUSH | NESTED_MSR_BITMAP | NESTED_DEBUGCTL;
+            out[EBX] = cpu_has(v, FEAT_PMU) ? NESTED_PERF_GLOBAL_CTRL : 0;
+        }
         break;
     }
 }

@@ -51,7 +51,6 @@ static noinline enum run_result loop(struct vcpu *v)
 enum run_result interp_run_debug(struct vcpu *v)
 {
     int reason = setjmp(v->unwind);
-    if (reason)
-        run_unwound(v, reason);
+    run_unwound(v, reason);
     return run_ended(v, loop(v));
 }

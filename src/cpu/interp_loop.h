@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "cpu/cpu.h"
 #include "cpu/interp.h"
+#include "cpu/pmu.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -203,6 +204,8 @@ static alwaysinline enum run_result run_loop(struct vcpu *v, bool trace, hot_fn 
 static inline enum run_result run_ended(struct vcpu *v, enum run_result result)
 {
     v->interp->current = NULL;
+    if (unlikely(v->pmu_on))
+        pmu_run_ends(v);
     return result;
 }
 
@@ -216,6 +219,8 @@ static inline bool run_unwound(struct vcpu *v, int reason)
     struct interp *ip = v->interp;
     if (!reason) {
         ip->unwinds = 0;
+        if (unlikely(v->pmu_on))
+            pmu_run_begins(v);
         return false;
     }
     if (ip->current && v->insn) { /* instructions before the one that unwound */

@@ -51,14 +51,23 @@ static gva_t pointer(struct vcpu *v, unsigned seg, gva_t la, unsigned size)
     return la;
 }
 
-/* SDM vol. 3 "Alignment Check Exception (#AC)": only CPL 3, by the operand's natural alignment. */
+/*
+ * SDM vol. 3 "Alignment Check Exception (#AC)": only CPL 3, by the operand's natural alignment. That of vectors,
+ * where the manual leaves the check to the processor, is 16; of what consists of fields (an x87 environment, a
+ * far pointer) that of the fields.
+ */
 static void check_alignment(struct vcpu *v, gva_t la, unsigned size)
 {
     if (likely(!(v->rflags & FL_AC)) || !(v->cr0 & CR0_AM) || v->cpl != 3)
         return;
-    unsigned align = size == 10 ? 8 : size & (size - 1) || size > 8 ? 1 : size;
+    unsigned field = size & -size, align = size == 10 ? 8 : field < 16 ? field : 16;
     if (la & (align - 1))
         cpu_raise_error(v, VEC_AC, 0);
+}
+
+void mem_check_alignment(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
+{
+    check_alignment(v, (v->seg_base[seg] + offset) & v->linear_mask, size);
 }
 
 /* Data breakpoints are traps: noted now, taken at the instruction's end. */
@@ -359,7 +368,7 @@ void mem_store_slow(struct vcpu *v, unsigned seg, gva_t la, u64 value, unsigned 
 
 /* ---- runs of bytes ---- */
 
-void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size)
+static alwaysinline void read_run(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size, bool checked)
 {
     if (!size)
         return;
@@ -370,12 +379,13 @@ void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigne
         return;
     }
     la = pointer(v, seg, la, size);
-    check_alignment(v, la, size);
+    if (checked)
+        check_alignment(v, la, size);
     pieces_read(v, la, buf, size, ACCESS_READ | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, false);
 }
 
-void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size)
+static alwaysinline void write_run(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size, bool checked)
 {
     if (!size)
         return;
@@ -386,12 +396,13 @@ void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, 
         return;
     }
     la = pointer(v, seg, la, size);
-    check_alignment(v, la, size);
+    if (checked)
+        check_alignment(v, la, size);
     pieces_write(v, la, buf, size, ACCESS_WRITE | mmu_access_mode(v), v->linear_mask);
     watch(v, la, size, true);
 }
 
-void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
+static alwaysinline void probe_run(struct vcpu *v, unsigned seg, u64 offset, unsigned size, bool checked)
 {
     if (!size)
         return;
@@ -401,9 +412,34 @@ void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size)
         return;
     struct piece p[MAX_PIECES];
     la = pointer(v, seg, la, size);
-    check_alignment(v, la, size);
+    if (checked)
+        check_alignment(v, la, size);
     translate_pieces(v, la, size, ACCESS_WRITE | ACCESS_NO_AD | mmu_access_mode(v), v->linear_mask, p);
 }
+
+void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size)
+{
+    read_run(v, seg, offset, buf, size, true);
+}
+
+void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size)
+{
+    write_run(v, seg, offset, buf, size, true);
+}
+
+void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size) { probe_run(v, seg, offset, size, true); }
+
+void mem_read_elements(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size)
+{
+    read_run(v, seg, offset, buf, size, false);
+}
+
+void mem_write_elements(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size)
+{
+    write_run(v, seg, offset, buf, size, false);
+}
+
+void mem_probe_elements(struct vcpu *v, unsigned seg, u64 offset, unsigned size) { probe_run(v, seg, offset, size, false); }
 
 /* ---- read-modify-write ---- */
 
@@ -566,48 +602,6 @@ bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool 
     }
     watch(v, la, 8, true);
     return same;
-}
-
-/* ---- instruction fetch ---- */
-
-static u32 fetch_access(const struct vcpu *v) { return ACCESS_EXEC | (v->cpl == 3 ? ACCESS_USER : 0); }
-
-bool mem_fetch(struct vcpu *v, gva_t la, u8 *buf, unsigned *len)
-{
-    unsigned done = 0;
-    while (done < *len) {
-        gva_t at = (la + done) & v->linear_mask;
-        unsigned n = (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK));
-        if (n > *len - done)
-            n = *len - done;
-        const struct tlb_entry *e = tlb_slot(v, at);
-        if (likely(e->tag_exec == (at & PAGE_MASK))) {
-            memcpy(buf + done, (const void *)(uintptr_t)(at + e->addend), n);
-        } else {
-            struct translation t;
-            struct walk w;
-            if ((cpu_long64(v) && !cpu_canonical(v, at)) || !mmu_translate(v, at, fetch_access(v), &t, &w))
-                break;
-            if (t.host)
-                memcpy(buf + done, t.host, n);
-            else
-                physmap_read(v->pm, t.pa, buf + done, n); /* code in device memory, open bus */
-        }
-        done += n;
-    }
-    *len = done;
-    return done;
-}
-
-void mem_raise_fetch(struct vcpu *v, gva_t la)
-{
-    struct translation t;
-    struct walk w;
-    if (cpu_long64(v) && !cpu_canonical(v, la))
-        cpu_gp0(v);
-    if (!mmu_translate(v, la, fetch_access(v), &t, &w))
-        cpu_raise_walk(v, la, fetch_access(v), &w);
-    cpu_unwind(v, UNWIND_RETRY); /* the tables changed in between: fetch again */
 }
 
 /* ---- the debugger ---- */

@@ -60,6 +60,12 @@ void mem_read_bytes(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigne
 void mem_write_bytes(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size);
 /* Faults as a write of @size bytes there would (probe), writing nothing. */
 void mem_probe_write(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
+/* Likewise for masked accesses, gathers and scatters, which check no alignment (SDM vol. 2 "VMASKMOV", "VPGATHERDD"). */
+void mem_read_elements(struct vcpu *v, unsigned seg, u64 offset, void *buf, unsigned size);
+void mem_write_elements(struct vcpu *v, unsigned seg, u64 offset, const void *buf, unsigned size);
+void mem_probe_elements(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
+/* The alignment check alone. */
+void mem_check_alignment(struct vcpu *v, unsigned seg, u64 offset, unsigned size);
 
 /*
  * Read-modify-write: begin checks that the place is writable (a write fault comes before anything)
@@ -75,7 +81,7 @@ struct rmw {
 /*
  * With LOCK the host's own atomic instruction works on rmw_place(), and rmw_told() follows. Where that is
  * NULL (devices, operands that cross a cache line, which some hosts refuse to lock), rmw_alone() stops
- * the processors on other threads and returns what is there now, and rmw_end() and rmw_together() follow.
+ * the processors on other threads and returns what is there now, and rmw_end() follows.
  */
 static alwaysinline void *rmw_place(const struct rmw *m, unsigned size)
 {
@@ -139,14 +145,6 @@ void mem_shadow_write(struct vcpu *v, gva_t la, u64 value, unsigned size, bool u
 /* Locked: stores @value if the 8 bytes there are @expected; false if not. A write access either way. */
 bool mem_shadow_cmpxchg(struct vcpu *v, gva_t la, u64 expected, u64 value, bool user);
 
-/* ---- instruction fetch ---- */
-/*
- * Copies up to *@len (1..15) instruction bytes from linear address @la. *@len shrinks to what lies before a page that
- * cannot be fetched from. False: not even the first byte; mem_raise_fetch() then raises what the fetch met.
- */
-bool mem_fetch(struct vcpu *v, gva_t la, u8 *buf, unsigned *len);
-void mem_raise_fetch(struct vcpu *v, gva_t la) __attribute__((noreturn));
-
 /* ---- the debugger's view: linear memory whatever its rights; no A/D bits, no devices, no faults ---- */
 bool mem_peek(struct vcpu *v, gva_t la, void *buf, size_t len);
 bool mem_poke(struct vcpu *v, gva_t la, const void *buf, size_t len);
@@ -188,4 +186,3 @@ static alwaysinline void stack_set_pointer(struct vcpu *v, u64 rsp)
 void stack_push(struct vcpu *v, u64 value, unsigned size);
 /* Reads the top without popping; *@rsp starts as RSP and is advanced: commit with stack_set_pointer. */
 u64 stack_peek(struct vcpu *v, u64 *rsp, unsigned size);
-u64 stack_pop(struct vcpu *v, unsigned size);

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "cpu/cet.h"
 #include "cpu/models.h"
+#include "cpu/pmu.h"
 #include "cpu/system.h"
 
 bool cpu_is_amd(const struct vcpu *v) { return v->model && v->model->vendor == VENDOR_AMD; }
@@ -51,6 +52,18 @@ static bool segment_is_flat(const struct vcpu *v, unsigned seg)
     return (s->ar & (AR_UNUSABLE | AR_P | AR_S | TYPE_CODE | TYPE_EXPAND_DOWN | TYPE_RW)) == (AR_P | AR_S | TYPE_RW);
 }
 
+/* How many bytes from offset 0 on may be accessed with no other check; 0: the type decides, or the segment grows down. */
+static u64 segment_room(const struct vcpu *v, unsigned seg, bool write)
+{
+    const struct segment *s = &v->seg[seg];
+    bool code = s->ar & TYPE_CODE, rw = s->ar & TYPE_RW;
+    if (v->mode == MODE_REAL || v->mode == MODE_V86)
+        return !code && s->ar & TYPE_EXPAND_DOWN ? 0 : s->limit + 1ull;
+    if ((s->ar & (AR_UNUSABLE | AR_P | AR_S)) != (AR_P | AR_S) || (code ? write || !rw : (s->ar & TYPE_EXPAND_DOWN) || (write && !rw)))
+        return 0;
+    return s->limit + 1ull;
+}
+
 static void set_mode(struct vcpu *v)
 {
     enum cpu_mode mode = mode_now(v);
@@ -81,6 +94,8 @@ void cpu_segments_changed(struct vcpu *v)
             v->seg_base[s] = v->seg[s].base;
             if (!segment_is_flat(v, s))
                 check |= BIT(s);
+            v->seg_room[s] = segment_room(v, s, false);
+            v->seg_room[SEG_LDTR + s] = segment_room(v, s, true);
         }
         v->seg_check = check;
         v->stack_size = v->seg[SEG_SS].ar & AR_DB ? 4 : 2;
@@ -102,8 +117,12 @@ void cs_ss_changed(struct vcpu *v, unsigned cpl)
 
 void cpu_set_cpl(struct vcpu *v, unsigned cpl)
 {
+    if (unlikely(v->pmu_split))
+        pmu_domain_ends(v);
     v->cpl = (u8)cpl;
     mmu_update_privilege(v);
+    if (unlikely(v->pmu_split))
+        pmu_domain_begins(v);
     if (unlikely(v->cr4 & CR4_CET))
         cet_changed(v);
 }

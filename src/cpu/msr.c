@@ -9,6 +9,7 @@
 #include "cpu/cpu.h"
 #include "cpu/hyperv.h"
 #include "cpu/models.h"
+#include "cpu/pmu.h"
 #include "cpu/xstate.h"
 #include "devices/irq.h"
 
@@ -180,8 +181,13 @@ static bool efer_write(struct vcpu *v, u32 msr, u64 value)
     /* Without SVM nothing could set the global interrupt flag again. */
     if (v->efer & ~value & EFER_SVME)
         v->gif = true;
+    bool svme = (value ^ v->efer) & EFER_SVME; /* with it "Host Only" counters begin to mean something */
+    if (svme && v->pmu_on)
+        pmu_domain_ends(v);
     if (value != v->efer)
         cpu_write_efer(v, value);
+    if (svme && v->pmu_on)
+        pmu_domain_begins(v);
     return true;
 }
 
@@ -347,7 +353,9 @@ static bool mc_bank_write(struct vcpu *v, u32 msr, u64 value)
 
 static bool debugctl_write(struct vcpu *v, u32 msr, u64 value)
 {
-    if (value & ~(DEBUGCTL_LBR | DEBUGCTL_BTF))
+    u64 allowed = DEBUGCTL_LBR | DEBUGCTL_BTF | (cpu_has(v, FEAT_PMU) ? DEBUGCTL_FREEZE_LBRS | DEBUGCTL_FREEZE_PERFMON : 0) |
+                  (cpu_has(v, FEAT_PDCM) ? DEBUGCTL_FREEZE_SMM : 0);
+    if (value & ~allowed)
         return false;
     /* Intel models have no legacy last-branch stack: as with architectural LBRs, bit 0 may be written and reads as zero. */
     if (v->model->vendor == VENDOR_INTEL)
@@ -436,6 +444,8 @@ const struct msr_desc msr_table[] = {
     {ONE(0x8b), .name = "BIOS_SIGN_ID", .who = MSR_INTEL, FIELD(bios_sign_id), .write = bios_sign_id_write},
     {ONE(0x8b), .name = "PATCH_LEVEL", .who = MSR_AMD, .rule = MSR_READ_ONLY, FIELD(bios_sign_id)},
     {ONE(0x9b), .name = "SMM_MONITOR_CTL", .feature = FEAT_VMX, .rule = MSR_READ_ONLY},
+    {.first = 0xc1, .last = 0xc8, .name = "PMC", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0xe1), .name = "UMWAIT_CONTROL", .feature = FEAT_WAITPKG, .allowed = 0xfffffffd, SLOT(UMWAIT_CONTROL)},
     {ONE(0xfe), .name = "MTRRCAP", .feature = FEAT_MTRR, .rule = MSR_READ_ONLY, .value = 8 | BIT64(8) | BIT64(10)},
     {ONE(0x10a), .name = "ARCH_CAPABILITIES", .feature = FEAT_ARCH_CAPABILITIES, .rule = MSR_READ_ONLY,
      .read = arch_capabilities_read},
@@ -445,6 +455,7 @@ const struct msr_desc msr_table[] = {
     {ONE(0x176), .name = "SYSENTER_EIP", .feature = FEAT_SEP, .rule = MSR_CANONICAL, FIELD(sysenter_eip)},
     {ONE(0x179), .name = "MCG_CAP", .feature = FEAT_MCA, .rule = MSR_READ_ONLY, FIELD(mcg_cap)},
     {ONE(0x17a), .name = "MCG_STATUS", .feature = FEAT_MCA, .allowed = 7, FIELD(mcg_status)},
+    {.first = 0x186, .last = 0x18d, .name = "PERFEVTSEL", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
     {ONE(0x1a0), .name = "MISC_ENABLE", .who = MSR_INTEL, FIELD(misc_enable), .write = misc_enable_write},
     {ONE(0x1d9), .name = "DEBUGCTL", FIELD(debugctl), .write = debugctl_write},
     {.first = 0x1db, .last = 0x1de, .name = "LAST_BRANCH", .who = MSR_AMD, .rule = MSR_READ_ONLY, SLOT(LAST_BRANCH)},
@@ -457,10 +468,19 @@ const struct msr_desc msr_table[] = {
      .write = mtrr_fixed_write},
     {ONE(0x277), .name = "PAT", .feature = FEAT_PAT, FIELD(pat), .write = pat_write},
     {ONE(0x2ff), .name = "MTRR_DEF_TYPE", .feature = FEAT_MTRR, FIELD(mtrr_def_type), .write = mtrr_def_type_write},
+    {.first = 0x309, .last = 0x30b, .name = "FIXED_CTR", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0x345), .name = "PERF_CAPABILITIES", .feature = FEAT_PDCM, .rule = MSR_READ_ONLY, .read = pmu_rdmsr},
+    {ONE(0x38d), .name = "FIXED_CTR_CTRL", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0x38e), .name = "PERF_GLOBAL_STATUS", .feature = FEAT_PMU, .rule = MSR_READ_ONLY, .read = pmu_rdmsr},
+    {ONE(0x38f), .name = "PERF_GLOBAL_CTRL", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0x390), .name = "PERF_GLOBAL_STATUS_RESET", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0x391), .name = "PERF_GLOBAL_STATUS_SET", .feature = FEAT_PMU, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {ONE(0x392), .name = "PERF_GLOBAL_INUSE", .feature = FEAT_PMU, .rule = MSR_READ_ONLY, .read = pmu_rdmsr},
     {.first = 0x400, .last = 0x400 + 4 * MC_BANKS - 1, .name = "MC_BANK", .feature = FEAT_MCA, SLOT(MC_BANK),
      .write = mc_bank_write},
     {.first = 0x480, .last = 0x493, .name = "VMX_CAPABILITY", .feature = FEAT_VMX, .rule = MSR_READ_ONLY,
      .read = vmx_read},
+    {.first = 0x4c1, .last = 0x4c8, .name = "A_PMC", .feature = FEAT_PDCM, .read = pmu_rdmsr, .write = pmu_wrmsr},
     {ONE(0x6a0), .name = "U_CET", .feature = FEAT_CET_SS, .feature2 = FEAT_CET_IBT, FIELD(u_cet),
      .write = cet_control_write},
     {ONE(0x6a2), .name = "S_CET", .feature = FEAT_CET_SS, .feature2 = FEAT_CET_IBT, FIELD(s_cet),
@@ -484,9 +504,8 @@ const struct msr_desc msr_table[] = {
     {ONE(0xc0000103), .name = "TSC_AUX", .feature = FEAT_RDTSCP, .feature2 = FEAT_RDPID, FIELD(tsc_aux),
      .write = tsc_aux_write},
     {ONE(0xc0000104), .name = "TSC_RATIO", .feature = FEAT_TSCRATEMSR, .allowed = BITS64(39, 0), SLOT(TSC_RATIO)},
-    /* Counters that never count, as software finds them that looks for a performance-monitoring unit. */
-    {.first = 0xc0010000, .last = 0xc0010003, .name = "PERF_EVT_SEL", .who = MSR_AMD, .rule = MSR_IGNORED},
-    {.first = 0xc0010004, .last = 0xc0010007, .name = "PERF_CTR", .who = MSR_AMD, .rule = MSR_IGNORED},
+    {.first = 0xc0010000, .last = 0xc0010003, .name = "PERF_EVT_SEL", .who = MSR_AMD, .read = pmu_rdmsr, .write = pmu_wrmsr},
+    {.first = 0xc0010004, .last = 0xc0010007, .name = "PERF_CTR", .who = MSR_AMD, .read = pmu_rdmsr, .write = pmu_wrmsr},
     {ONE(0xc0010010), .name = "SYSCFG", .who = MSR_AMD, .allowed = BITS64(22, 18), SLOT(SYSCFG)},
     {ONE(0xc0010015), .name = "HWCR", .who = MSR_AMD, SLOT(HWCR), .write = hwcr_write},
     {ONE(0xc001001a), .name = "TOP_MEM", .who = MSR_AMD, .allowed = BITS64(51, 23), SLOT(TOP_MEM)},
@@ -502,6 +521,8 @@ const struct msr_desc msr_table[] = {
     {ONE(0xc0010118), .name = "SVM_KEY", .feature = FEAT_SVM_LOCK, .read = svm_key_read, .write = svm_key_write},
     {ONE(0xc0010140), .name = "OSVW_ID_LENGTH", .feature = FEAT_OSVW, .rule = MSR_IGNORED, .value = 5},
     {ONE(0xc0010141), .name = "OSVW_STATUS", .feature = FEAT_OSVW, .allowed = ~0ull, SLOT(OSVW_STATUS)},
+    {.first = 0xc0010200, .last = 0xc001020b, .name = "PERF_CTL/CTR", .feature = FEAT_PERFCTR_CORE, .read = pmu_rdmsr,
+     .write = pmu_wrmsr},
     {ONE(0xc0011029), .name = "DE_CFG", .who = MSR_AMD, .allowed = ~0ull, SLOT(DE_CFG)},
 };
 const unsigned msr_count = ARRAY_SIZE(msr_table);

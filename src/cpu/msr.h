@@ -49,7 +49,8 @@ enum msr_slot {
     SLOT_TSC_RATIO,
     SLOT_SVM_KEY,
     SLOT_LAST_BRANCH, /* BR_FROM, BR_TO, LASTEXCPFROM, LASTEXCPTO */
-    SLOT_COUNT = SLOT_LAST_BRANCH + 4
+    SLOT_UMWAIT_CONTROL = SLOT_LAST_BRANCH + 4,
+    SLOT_COUNT
 };
 _Static_assert(SLOT_COUNT <= ARRAY_SIZE(((struct vcpu *)0)->misc_msr), "misc_msr is too small");
 

@@ -51,14 +51,6 @@ static alwaysinline u64 rm_get(struct vcpu *v, const struct insn *i, unsigned si
         return mem_get(v, i->seg, insn_ea(v, i), size);
     return reg_get(v, size == 1 ? i->rm8 : i->rm, size);
 }
-static alwaysinline void rm_set(struct vcpu *v, const struct insn *i, u64 x, unsigned size)
-{
-    if (i->flags & INSN_MEM)
-        mem_put(v, i->seg, insn_ea(v, i), x, size);
-    else
-        reg_set(v, size == 1 ? i->rm8 : i->rm, x, size);
-}
-
 static alwaysinline u64 rmw_begin(struct vcpu *v, unsigned seg, u64 offset, struct rmw *m, unsigned size)
 {
     switch (size) {

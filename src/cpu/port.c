@@ -164,6 +164,7 @@ static void string_io(struct vcpu *v, const struct insn *i, bool in)
              * (SDM "Instruction-Breakpoint Exception Condition"). */
             v->next_rip = v->rip;
             v->rflags |= FL_RF;
+            v->unfinished++;
             cpu_attention(v, ATT_BLOCK); /* the engine must not go on behind it */
             return;
         }

@@ -3,6 +3,7 @@
  * read, write or examine selectors. Stack frames on stacks that are not current yet live here too.
  * Manual: Intel SDM 325462 (2023), vol. 3 "Protection", vol. 2 of each instruction.
  */
+#include "cpu/operand.h"
 #include "cpu/system.h"
 
 /* ---- descriptors ---- */
@@ -529,11 +530,12 @@ void insn_verw(struct vcpu *v, const struct insn *i)
 void insn_arpl(struct vcpu *v, const struct insn *i)
 {
     u16 src = (u16)v->gpr[i->reg];
-    if (i->flags & INSN_MEM) {
-        struct rmw m;
-        u16 dst = rmw_begin16(v, i->seg, insn_ea(v, i), &m);
+    if (i->flags & INSN_MEM) { /* written only when it changes, as processors do: SDM vol. 2 "ARPL", Operation */
+        u64 ea = insn_ea(v, i);
+        u16 dst = (u16)mem_get(v, i->seg, ea, 2);
         bool raise = (dst & 3) < (src & 3);
-        rmw_end16(v, &m, raise ? (u16)((dst & ~3u) | (src & 3u)) : dst);
+        if (raise)
+            mem_put(v, i->seg, ea, (u16)((dst & ~3u) | (src & 3u)), 2);
         set_zf(v, raise);
         return;
     }

@@ -55,12 +55,16 @@ void insn_maskmovq(struct vcpu *v, const struct insn *i)
     memcpy(data, v->x87.st[(i->reg - top) & 7], 8);
     u32 mask = sign_mask(v->x87.st[(i->rm - top) & 7], 1, 8);
     x87_enter_mmx(v); /* processors do so even when the store then faults */
-    masked_store(v, i->seg, string_destination(v, i), data, 1, mask);
+    u64 ea = string_destination(v, i);
+    mem_check_alignment(v, i->seg, ea, 8);
+    masked_store(v, i->seg, ea, data, 1, mask);
 }
 
 void insn_maskmovdqu(struct vcpu *v, const struct insn *i)
 {
-    masked_store(v, i->seg, string_destination(v, i), v->vec[i->reg].b, 1, sign_mask(v->vec[i->rm].b, 1, 16));
+    u64 ea = string_destination(v, i);
+    mem_check_alignment(v, i->seg, ea, 8);
+    masked_store(v, i->seg, ea, v->vec[i->reg].b, 1, sign_mask(v->vec[i->rm].b, 1, 16));
 }
 
 /* VMASKMOV and VPMASKMOV: the mask in vvvv, loads into reg (0F38 2C 2D 8C), stores from it (2E 2F 8E). */
@@ -104,7 +108,9 @@ static void gather(struct vcpu *v, const struct insn *i, unsigned data, unsigned
         u64 ea = base + ((u64)(index == 4 ? (s64)(s32)idx->d[n] : (s64)idx->q[n]) << i->scale);
         if (i->adsize == 4)
             ea = (u32)ea;
-        if (data == 4)
+        if (unlikely(v->rflags & FL_AC))
+            mem_read_elements(v, i->seg, ea, &dst->b[n * data], data);
+        else if (data == 4)
             dst->d[n] = mem_read32(v, i->seg, ea);
         else
             dst->q[n] = mem_read64(v, i->seg, ea);

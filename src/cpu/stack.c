@@ -9,14 +9,6 @@ void stack_push(struct vcpu *v, u64 value, unsigned size) { push_inline(v, value
 
 u64 stack_peek(struct vcpu *v, u64 *rsp, unsigned size) { return peek_inline(v, rsp, size); }
 
-u64 stack_pop(struct vcpu *v, unsigned size)
-{
-    u64 rsp = v->gpr[RSP];
-    u64 value = peek_inline(v, &rsp, size);
-    stack_set_pointer(v, rsp);
-    return value;
-}
-
 void insn_push_reg(struct vcpu *v, const struct insn *i)
 {
     unsigned size = stack_opsize(v, i);
@@ -73,19 +65,13 @@ void insn_pop_rm(struct vcpu *v, const struct insn *i)
 void insn_pusha(struct vcpu *v, const struct insn *i)
 {
     unsigned size = i->opsize;
-    u64 mask = stack_mask(v), top = v->gpr[RSP] & mask, bottom = (top - 8 * size) & mask;
-    u8 image[8 * 4];
-    for (unsigned r = 0; r < 8; r++) /* RDI lowest */
-        store_le(image + r * size, v->gpr[7 - r], size);
-    if (bottom < top || !top) {
-        mem_write_bytes(v, SEG_SS, bottom, image, 8 * size);
-    } else { /* the pointer wraps around on the way */
-        for (unsigned r = 0; r < 8; r++)
-            mem_probe_write(v, SEG_SS, (bottom + r * size) & mask, size);
-        for (unsigned r = 0; r < 8; r++)
-            mem_write_bytes(v, SEG_SS, (bottom + r * size) & mask, image + r * size, size);
-    }
-    stack_set_pointer(v, bottom);
+    u64 mask = stack_mask(v), top = v->gpr[RSP];
+    /* In the order of the pushes, RAX first, which says what address a fault reports. */
+    for (unsigned r = 0; r < 8; r++)
+        mem_probe_write(v, SEG_SS, (top - (r + 1) * size) & mask, size);
+    for (unsigned r = 0; r < 8; r++)
+        mem_put(v, SEG_SS, (top - (r + 1) * size) & mask, v->gpr[r], size);
+    stack_set_pointer(v, (top - 8 * size) & mask);
 }
 
 void insn_popa(struct vcpu *v, const struct insn *i)

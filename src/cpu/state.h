@@ -104,6 +104,9 @@
 
 #define DEBUGCTL_LBR BIT64(0)
 #define DEBUGCTL_BTF BIT64(1)
+#define DEBUGCTL_FREEZE_LBRS BIT64(11)
+#define DEBUGCTL_FREEZE_PERFMON BIT64(12)
+#define DEBUGCTL_FREEZE_SMM BIT64(14)
 
 enum vector {
     VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP,
@@ -170,6 +173,7 @@ enum vcpu_request {
     REQ_FLUSH = BIT(6),     /* drop every translation */
     REQ_NMI_AGAIN = BIT(8),  /* with REQ_NMI: a second one came after it, and waits behind it */
     REQ_PROTECT = BIT(7),   /* some page became tracked: drop write permission (see mmu) */
+    REQ_PMU = BIT(9),       /* a performance counter was expected to overflow by now */
 };
 
 /*
@@ -239,6 +243,7 @@ struct irq_line;
 struct vmx;
 struct hyperv_vp;
 struct svm;
+struct pmu;
 struct mmu;
 struct tlb;
 struct tlb_entry;
@@ -289,6 +294,8 @@ struct vcpu {
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
     bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
+    bool pmu_on;     /* a performance counter counts (pmu.h) */
+    bool pmu_split;  /* ... at some privilege levels, or in some modes, only */
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
@@ -348,7 +355,14 @@ struct vcpu {
     struct mmu *mmu;    /* walker context, TLBs (mmu/mmu.h) */
     struct interp *interp; /* block cache */
     void *jit;
-    struct jit_options { u64 cache; FILE *dump, *map; u32 heat; } jit_options; /* bytes, 0: default; listings, NULL: none; lock-step's patience, 0: default */
+    struct jit_options {
+        u64 cache;        /* bytes; 0: default */
+        FILE *dump, *map; /* listings; NULL: none */
+        u32 heat;         /* executions before a block is translated; 0: default */
+        /* For .map: the function at a guest address, NULL if it is not known. */
+        const char *(*function)(const void *symbols, u64 at);
+        const void *symbols;
+    } jit_options;
     struct vcpu_debug *debug; /* a debugger is attached (cpu/debug.h) */
     struct borrow *borrow; /* thunks of the borrowed ALU (borrow.h) */
     struct physmap *pm;
@@ -373,9 +387,13 @@ struct vcpu {
     bool alone;         /* the processors on other threads stand still for a locked operation (mem_alone()) */
 
     /* ---- seldom looked at: behind what the engines use ---- */
+    u64 seg_room[2 * SEG_LDTR]; /* outside 64-bit mode, for reads, then for writes: bytes from offset 0 that need no other check */
     struct exit_profile *exits; /* where VM exits come from (cpu/exit_profile.h); NULL: nobody wants to know */
     u64 vmx_cr0_fixed0, vmx_cr0_fixed1, vmx_cr4_fixed0, vmx_cr4_fixed1; /* in VMX operation: bits that must, and may, be 1 */
     u32 svm_asids; /* CPUID 0x8000000A: how many ASIDs there are */
+    struct pmu *pmu;    /* performance counters (pmu.h); NULL: the model has none */
+    u64 pmu_alarm;      /* the icount at which one of them overflows with an interrupt; ~0: none */
+    u64 unfinished;     /* instructions in icount that were interrupted between two elements, and begin again */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 
     /* ---- cells: [0] CPL 0 to 2, [1] CPL 3 ---- */

@@ -54,6 +54,7 @@ static void leave_unfinished(struct vcpu *v)
 {
     v->next_rip = v->rip;
     v->rflags |= FL_RF;
+    v->unfinished++;
 }
 
 /*

@@ -10,6 +10,7 @@
 #include "cpu/mem.h"
 #include "cpu/models.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "devices/irq.h"
 
 #include <sched.h>
@@ -299,10 +300,10 @@ void insn_rdpid(struct vcpu *v, const struct insn *i) { v->gpr[i->rm] = (u32)v->
 
 void insn_rdpmc(struct vcpu *v, const struct insn *i)
 {
-    /* Intel: CPUID leaf 0xA offers no counter. AMD: the four old ones, which never count. */
-    if (v->model->vendor == VENDOR_INTEL || reg32_get(v, RCX) > 3)
+    u64 value;
+    if (!pmu_rdpmc(v, reg32_get(v, RCX), &value))
         cpu_gp0(v);
-    edx_eax(v, 0);
+    edx_eax(v, value);
 }
 
 void insn_rdpru(struct vcpu *v, const struct insn *i)
@@ -435,17 +436,22 @@ void insn_mwait(struct vcpu *v, const struct insn *i)
     cpu_attention(v, ATT_IRQ_WINDOW);
 }
 
+/*
+ * User waits: all of them may end early, and these end at once, so that there is nothing to monitor; MWAIT does not wait
+ * for what UMONITOR names. CF would say that the operating system's limit ended the wait.
+ */
 void insn_umonitor(struct vcpu *v, const struct insn *i)
 {
-    arm_monitor(v, implicit_segment(i), v->gpr[i->rm] & address_mask(i));
+    touch(v, implicit_segment(i), v->gpr[i->rm] & address_mask(i));
+    v->monitor_armed = false;
 }
 
-/* Both may end early; CF would say that the operating system's limit did it. */
 static void user_wait(struct vcpu *v, const struct insn *i)
 {
     if (reg32_get(v, i->rm) & ~1u)
         cpu_gp0(v);
     v->aflags = 0;
+    insn_pause(v, i);
 }
 
 void insn_umwait(struct vcpu *v, const struct insn *i)

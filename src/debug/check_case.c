@@ -18,6 +18,8 @@ void case_init_unknown(struct check_case *c)
     c->s.maxphyaddr = 52;
     c->s.linear_width = 57;
     c->s.efer_reserved = ~(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE);
+    /* As far as any processor's counters go: 32 general ones, 16 fixed, and the metrics. */
+    c->s.pgc_reserved = ~(BITS64(31, 0) | BITS64(48, 32));
     c->s.rtm = c->s.bus_lock = c->s.sgx = true;
 
     struct vmx_caps *k = &c->caps;

@@ -236,6 +236,8 @@ void symbols_free(struct symbols *s);
 int symbols_load(struct symbols *s, const char *path, struct error *err);
 /* The same from memory: any bytes. */
 int symbols_parse(struct symbols *s, const u8 *image, size_t len, struct error *err);
+/* The function, without an offset; NULL: none that is known. */
+const char *symbols_function(const struct symbols *s, u64 at);
 /* " <name+0x12>" or "". */
 const char *symbols_name(const struct symbols *s, u64 at, char *buf, size_t size);
 bool symbols_find(const struct symbols *s, const char *name, u64 *at);

@@ -320,6 +320,8 @@ struct way {
     struct recorder record;
     unsigned n;
     unsigned places; /* before the last instruction, which may not have ended */
+    const char *why; /* it stopped, */
+    const struct insn *at; /* and where, if that is known */
     bool exact; /* the translation could go on where this stopped */
     const struct insn *insn[PATH_INSNS];
     u64 rip[PATH_INSNS];
@@ -346,8 +348,10 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
     struct recorder *r = &w->record;
     u64 start = v->rip;
     w->exact = true;
+    w->why = "it is far enough";
     for (unsigned k = 0; w->n < limit && !attention(v);) {
         const struct insn *i = &b->insn[k];
+        w->at = i;
         v->insn = i;
         v->next_rip = v->rip + i->len;
         r->unsure = false;
@@ -355,6 +359,7 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
         if (!jit_native(v, i) || !insn_places(v, i, r)) {
             r->n = w->places;
             w->exact = r->unsure;
+            w->why = !jit_native(v, i) ? "a body is to be called" : r->missed ? "the TLB or a unit does not grant it" : "it is not looked through";
             return;
         }
         w->insn[w->n] = i;
@@ -367,6 +372,8 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
         b = b->near ? next_block(v, b, start, c) : NULL;
         if (!b) {
             w->exact = false;
+            w->why = "no translation can know what follows";
+            w->at = NULL;
             return;
         }
         start = v->rip;
@@ -386,6 +393,7 @@ static void walk(struct vcpu *v, const struct block *b, const struct context *c,
         v->rip = w->rip[w->n];
         w->record.n = w->places;
         w->exact = false;
+        w->why = "it faults";
     }
     v->insn = NULL;
     memcpy(&v->unwind, &outer, sizeof(outer));
@@ -421,6 +429,7 @@ static void __attribute__((noreturn)) report_path(struct vcpu *v, const struct b
     for (unsigned n = 0; n < w->n; n++)
         fprintf(stderr, "  %14" PRIx64 "  %s %s (%s)\n", w->rip[n], insn_row(w->insn[n])->mnemonic, insn_row(w->insn[n])->operands,
                 insn_row(w->insn[n])->encoding);
+    fprintf(stderr, "the interpreter stopped since %s: %s\n", w->why, w->at ? insn_row(w->at)->mnemonic : "");
     disassemble("first block:", (const u8 *)(uintptr_t)head->host, head->bytes, before->rip, v->code_mode == CODE_64, 0);
     disassemble("host code (its beginning; --jit-dump has all of it):", head->code, 2048, (u64)(uintptr_t)head->code, true, 80);
     panic("lockstep: stopped");

@@ -158,6 +158,8 @@ static void whole_values(struct search *s)
             try_value(s, slot, (v | k->cr4_fixed0) & k->cr4_fixed1);
         if (slot == VMCS_GUEST_IA32_EFER || slot == VMCS_HOST_IA32_EFER)
             try_value(s, slot, v & ~s->c.s.efer_reserved);
+        if (slot == VMCS_GUEST_IA32_PERF_GLOBAL_CTRL || slot == VMCS_HOST_IA32_PERF_GLOBAL_CTRL)
+            try_value(s, slot, v & ~s->c.s.pgc_reserved);
         const u64 kept[] = {v & PAGE_MASK, v & ~0xfull, v & ~63ull, v & width, v & width & PAGE_MASK, (u32)v, v & ~7ull, v & 0xffff, v & 0xff,
                             v & 0xf, v & ~3ull, (u64)sign_extend(v, 57), (u64)sign_extend(v, 48), v & 0x1f0ff,
                             (v & ~0xfull) | 11, (v & ~0xfull) | 3, (v & ~0xfull) | 2, v & 0x3f7fd7, (v & 0x3f7fd7) | 2};

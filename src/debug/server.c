@@ -289,8 +289,17 @@ void nestor_monitor_fd(struct nestor *m, int fd, bool wait)
     line_open(g, fd);
 }
 
+static const char *function_at(const void *symbols, u64 at) { return symbols_function(symbols, at); }
+
 int nestor_symbols(struct nestor *m, const char *path, struct nestor_error *nerr)
 {
     struct error err = {""};
-    return symbols_load(debugger_of(m)->symbols, path, &err) ? failed(&err, nerr) : 0;
+    struct symbols *s = debugger_of(m)->symbols;
+    if (symbols_load(s, path, &err))
+        return failed(&err, nerr);
+    for (unsigned i = 0; i < m->ncpus; i++) { /* --perf-map names functions */
+        m->cpu[i]->jit_options.function = function_at;
+        m->cpu[i]->jit_options.symbols = s;
+    }
+    return 0;
 }

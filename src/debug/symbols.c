@@ -209,6 +209,12 @@ const char *symbols_name(const struct symbols *s, u64 at, char *buf, size_t size
     return buf;
 }
 
+const char *symbols_function(const struct symbols *s, u64 at)
+{
+    const struct symbol *y = find(s, at);
+    return y ? y->name : NULL;
+}
+
 bool symbols_find(const struct symbols *s, const char *name, u64 *at)
 {
     for (size_t i = 0; i < s->n; i++)

@@ -66,4 +66,6 @@ struct intc_ops {
     /* Register page accesses; @offset 0..0xFFF. */
     u64 (*mmio_read)(void *intc, u32 offset, unsigned size);
     void (*mmio_write)(void *intc, u32 offset, u64 value, unsigned size);
+    /* The processor's performance counters ask for their interrupt; may be NULL. */
+    void (*pmi)(void *intc);
 };

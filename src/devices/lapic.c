@@ -444,6 +444,8 @@ static u64 op_page(void *intc)
     return hw_enabled(l) && !x2apic(l) ? l->base & BITS64(51, 12) : ~0ull;
 }
 
+static void op_pmi(void *intc) { lapic_local_event(intc, LAPIC_PERF); }
+
 const struct intc_ops lapic_intc_ops = {
     .peek = op_peek,
     .ack = op_ack,
@@ -456,6 +458,7 @@ const struct intc_ops lapic_intc_ops = {
     .page = op_page,
     .mmio_read = lapic_mmio_read,
     .mmio_write = lapic_mmio_write,
+    .pmi = op_pmi,
 };
 
 struct lapic *lapic_new(struct board *b, struct apic_bus *bus, const struct lapic_config *config, struct error *err)

@@ -219,7 +219,7 @@ void emit_goto(struct tr *t)
     struct code_buf *c = t->c;
     struct slow misses = {0}, *cur = t->cur;
     put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
-    if (!t->q->region) {
+    if (!t->q->region && !t->segmented) {
         t->cur = &misses;
         emit_lookup(t);
         put1(c, 0xff), put1(c, 0xe0); /* jmp rax */

@@ -24,9 +24,12 @@ void jit_dump(const struct vcpu *v, const struct block *head, const struct path 
 {
     FILE *out = v->jit_options.dump, *map = v->jit_options.map;
     if (map) {
-        fprintf(map, "%" PRIxPTR " %zx guest:%" PRIx64 "\n", (uintptr_t)code, size, v->rip);
+        const char *function = v->jit_options.function ? v->jit_options.function(v->jit_options.symbols, v->rip) : NULL;
+        char address[24];
+        snprintf(address, sizeof(address), "%" PRIx64, v->rip);
+        fprintf(map, "%" PRIxPTR " %zx guest:%s\n", (uintptr_t)code, size, function ? function : address);
         if (rest)
-            fprintf(map, "%" PRIxPTR " %zx guest:%" PRIx64 ":cold\n", (uintptr_t)cold, rest, v->rip);
+            fprintf(map, "%" PRIxPTR " %zx guest:%s:cold\n", (uintptr_t)cold, rest, function ? function : address);
         fflush(map); /* perf reads it while we run, and a crash is when it is wanted most */
     }
     if (!out)

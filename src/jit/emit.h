@@ -158,3 +158,13 @@ static inline void put_call_to(struct code_buf *c, const u8 *target)
     if (!c->full)
         put_target(c->p - 4, target);
 }
+static inline void put_push(struct code_buf *c, unsigned r)
+{
+    put_rex(c, false, 0, 0, r);
+    put1(c, 0x50 | (r & 7));
+}
+static inline void put_pop(struct code_buf *c, unsigned r)
+{
+    put_rex(c, false, 0, 0, r);
+    put1(c, 0x58 | (r & 7));
+}

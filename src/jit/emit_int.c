@@ -286,6 +286,15 @@ void emit_moffs(struct tr *t, const struct insn *i)
     struct code_buf *c = t->c;
     unsigned size = i->opcode & 1 ? i->opsize : 1;
     bool store = i->opcode & 2;
+    if (!t->wide) {
+        struct ea e = {.base = REG_NONE, .index = REG_NONE, .seg = i->seg, .adsize = i->adsize, .disp = i->disp};
+        struct mem m;
+        mem_check(t, &e, size, store, &m);
+        if (size == 2)
+            put1(c, 0x66);
+        put_op_mem(t, false, (store ? 0x88 : 0x8a) + (size > 1), host_of[RAX], &m);
+        return;
+    }
     u64 address = i->adsize == 8 ? (u64)i->disp : (u32)i->disp;
     flags_guard(t);
     put_mov_imm(c, H_RCX, address);

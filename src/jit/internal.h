@@ -32,7 +32,7 @@ struct frame {
     u64 temp, temp2;
     struct jit *jit;
     u64 units; /* enum unit: what the host holds of the guest's */
-    u64 spare;
+    u64 linear; /* address, of an access in 16-bit code; what make_ask_stub()'s code was told */
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
@@ -124,9 +124,11 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load, *ask[2]; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2]; /* stubs, addresses in the writable mapping */
+    u8 *ask[2][2];      /* without and with refill[]; for reads, for writes */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
     u32 next_cell[2];   /* to be given to a place in translated code */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
@@ -155,6 +157,10 @@ struct translation_request {
 /* Translates into @c, and what seldom runs into @cold (both of the writable mapping; @cold NULL: into @c too). False: buffer full. */
 bool translate(const struct translation_request *q, struct code_buf *c, struct code_buf *cold, struct block_links *links);
 
+/* ---- segmented.c ---- */
+/* Whether 16-bit code may be translated, and its translation run, as things are. */
+bool jit_segmented_ok(const struct vcpu *v);
+
 /* ---- cache.c ---- */
 u32 link_take(struct jit *j); /* 0: none left */
 void links_release(struct jit *j, struct block_links *bl);
@@ -173,6 +179,10 @@ size_t arena_take(struct jit *j, size_t size);
 /* ---- dump.c ---- */
 void jit_dump(const struct vcpu *v, const struct block *head, const struct path *p, const u8 *code, size_t size, const u8 *cold,
               size_t rest);
+
+/* ---- refill.c ---- */
+/* refill[0] for reads, [1] for writes: RAX, RCX and the flags are as tlb_ask() leaves them, asked again. */
+void refill_make_stubs(struct jit *j, struct code_buf *c);
 
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */

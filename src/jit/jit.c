@@ -53,16 +53,6 @@ static const u8 saved[6] = {H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15};
 
 /* ---- stubs ---- */
 
-static void put_push(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x50 | (r & 7));
-}
-static void put_pop(struct code_buf *c, unsigned r)
-{
-    put_rex(c, false, 0, 0, r);
-    put1(c, 0x58 | (r & 7));
-}
 static void put_registers(struct code_buf *c, bool load)
 {
     for (unsigned r = 0; r < 16; r++)
@@ -95,9 +85,9 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
  * Asks the TLB for the access at RAX whose cell is CX, and which has so many bytes, less one, as bits 31:16 of ECX
  * say. ZF: it is granted, the cell is filled, RCX is the addend. RAX is lost.
  */
-static void make_ask_stub(struct code_buf *c, bool write)
+static void make_ask_stub(const struct jit *j, struct code_buf *c, bool refill, bool write)
 {
-    const s32 info = F_AT(spare) + 8, page = V_AT(cell) + (s32)offsetof(struct cell, page), limit = V_AT(cell) + (s32)offsetof(struct cell, limit),
+    const s32 info = F_AT(linear) + 8, page = V_AT(cell) + (s32)offsetof(struct cell, page), limit = V_AT(cell) + (s32)offsetof(struct cell, limit),
               near = V_AT(cell) + (s32)offsetof(struct cell, near), addend = V_AT(cell) + (s32)offsetof(struct cell, addend),
               host = V_AT(cell) + (s32)offsetof(struct cell, host);
     put_rm(c, true, 0x89, H_RCX, H_RSP, info);
@@ -108,7 +98,14 @@ static void make_ask_stub(struct code_buf *c, bool write)
     put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
     put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
     put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
+    u8 *granted = refill ? put_jcc(c, CC_E) : NULL;
+    if (refill) {
+        put_rm(c, true, 0x8d, H_RSP, H_RSP, -8); /* as from translated code */
+        put_call_to(c, j->refill[write]);
+        put_rm(c, true, 0x8d, H_RSP, H_RSP, 8);
+    }
     u8 *out = put_jcc(c, CC_NE);
+    put_target(granted, c->p);
     put_push(c, H_RDX);
     put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct tlb_entry, addend));
     put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 8); /* movzx */
@@ -141,7 +138,9 @@ static void make_ask_stub(struct code_buf *c, bool write)
 }
 _Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 40, "make_ask_stub() scales by them");
 
-static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+
+static void make_stubs(struct jit *j)
 {
     struct code_buf c = {j->rw, j->rw + 4096, false};
 
@@ -180,7 +179,7 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_rr(&c, false, 0x8b, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
-    put_c_call(&c, (const void *)(uintptr_t)body);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_body : (const void *)(uintptr_t)jit_call_body);
     put_alu_imm(&c, true, 0, H_RSP, 8);
     put_rr(&c, false, 0x85, H_RAX, H_RAX);
     u8 *leave = put_jcc(&c, CC_NE);
@@ -191,10 +190,12 @@ static void make_stubs(struct jit *j, u64 (*body)(struct vcpu *v, const struct i
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
-    for (unsigned write = 0; write < 2; write++) {
-        j->ask[write] = c.p;
-        make_ask_stub(&c, write);
-    }
+    refill_make_stubs(j, &c);
+    for (unsigned refill = 0; refill < 2; refill++)
+        for (unsigned write = 0; write < 2; write++) {
+            j->ask[refill][write] = c.p;
+            make_ask_stub(j, &c, refill, write);
+        }
 
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
@@ -257,6 +258,8 @@ static bool mode_ok(const struct vcpu *v)
         return false;
     if (v->code_mode == CODE_64)
         return true;
+    if (v->code_mode == CODE_16)
+        return jit_segmented_ok(v);
     u64 bases = v->seg_base[SEG_ES] | v->seg_base[SEG_CS] | v->seg_base[SEG_SS] | v->seg_base[SEG_DS];
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
@@ -435,6 +438,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
         off += b->insn[n].len;
     struct frame f = {.left = 0, .rip = v->rip - off, .flags = flags_get(v), .end = v->budget_end, .jit = j};
     u64 icount = v->icount;
+    j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
     cells_forget(v);
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
@@ -468,6 +472,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry 
     run_translation(v, b, hints, budget);
     u64 count = v->icount - start;
     v->icount = start;
+    ((struct jit *)v->jit)->stats.stepped_paths += count;
     return count;
 }
 
@@ -532,7 +537,7 @@ static void ask_host(struct jit *j)
     j->host_xsave = __get_cpuid(1, &a, &b, &c, &d) && (c & BIT(27));
 }
 
-static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, const struct insn *i, u32 info, struct frame *f))
+static int attach_with(struct vcpu *v, u32 heat, bool lockstep)
 {
     struct jit *j = aligned_alloc(64, sizeof(*j));
     if (j)
@@ -541,6 +546,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     v->interp = interp_new();
     if (j && v->interp) {
         j->heat = heat;
+        j->lockstep = lockstep;
         ask_host(j);
         j->zmm = cpu_has(v, FEAT_AVX512F);
         j->serialise = jit_serialise;
@@ -548,7 +554,7 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
         j->stats.row_calls = calloc(insn_row_count, sizeof(u64));
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
-            make_stubs(j, body);
+            make_stubs(j);
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;
@@ -558,9 +564,9 @@ static int attach_with(struct vcpu *v, u32 heat, u64 (*body)(struct vcpu *v, con
     return -1;
 }
 
-static int attach(struct vcpu *v) { return attach_with(v, HEAT, jit_call_body); }
-static int attach_eager(struct vcpu *v) { return attach_with(v, 1, jit_call_body); }
-int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, stop_at_body); }
+static int attach(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, false); }
+static int attach_eager(struct vcpu *v) { return attach_with(v, 1, false); }
+int jit_attach_lockstep(struct vcpu *v) { return attach_with(v, v->jit_options.heat ? v->jit_options.heat : HEAT, true); }
 
 static void code_written(struct vcpu *v, pa_t pa, size_t len)
 {

@@ -28,6 +28,7 @@ struct jit_stats {
     u64 flushes;
     u64 calls;                      /* of bodies */
     u64 slow;                       /* of which by native instructions whose memory access was not granted, or the like */
+    u64 stepped_paths, stepped_parts; /* lock-step: instructions run */
     u64 *row_calls;                 /* by row, insn_row_count of them */
     u64 *row_slow;
 };

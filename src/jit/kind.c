@@ -2,6 +2,9 @@
 #include "cpu/isa/encode.h"
 #include "jit/tr.h"
 
+/* Of x87 instructions the offset is kept too, which ea_lea() cuts to 32 bits at least. */
+static bool offset_possible(bool wide, const struct insn *i) { return i->adsize != 2 && ea_possible(wide, i); }
+
 /* Rows with SIMD or x87 operands that K_COPY can place. */
 static bool vector_possible(bool wide, const struct insn *i, const struct insn_row *row)
 {
@@ -37,7 +40,7 @@ static bool vector_possible(bool wide, const struct insn *i, const struct insn_r
     }
     if (row->checks & CHK_MMX)
         return false;
-    return !(i->flags & INSN_MEM) || ea_possible(wide, i);
+    return !(i->flags & INSN_MEM) || offset_possible(wide, i);
 }
 
 static bool copy_possible(bool wide, const struct insn *i, const struct insn_row *row)
@@ -136,7 +139,7 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
         case 0xa8: case 0xa9:
             return K_ACCUMULATOR;
         case 0xa0: case 0xa1: case 0xa2: case 0xa3:
-            return !wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS) ? K_CALL : i->adsize == 2 ? K_CALL : K_MOFFS;
+            return K_MOFFS;
         case 0x8d:
             return i->adsize == 2 || !fits32(i->disp - 65536) || !fits32(i->disp + 65536) ? K_CALL : K_LEA;
         case 0x90:
@@ -153,7 +156,7 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
             return K_X87_CONTROL;
         case 0xd9: case 0xdd: case 0xdf:
             if (row->jit == JIT_EMIT)
-                return memory && !ea_possible(wide, i) ? K_CALL : K_X87_CONTROL;
+                return memory && !offset_possible(wide, i) ? K_CALL : K_X87_CONTROL;
             break;
         case 0x68: case 0x6a:
             return size == stack ? K_PUSH_IMM : K_CALL;
@@ -200,4 +203,9 @@ enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
     return copy_possible(wide, i, row) ? K_COPY : K_CALL;
 }
 
-bool jit_native(const struct vcpu *v, const struct insn *i) { return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL; }
+bool jit_native(const struct vcpu *v, const struct insn *i)
+{
+    if (v->code_mode == CODE_16)
+        return kind_segmented(v->jit, i) != K_CALL;
+    return kind_of(v->jit, v->code_mode == CODE_64, i) != K_CALL;
+}

@@ -10,12 +10,9 @@ void ea_of(struct tr *t, const struct insn *i, struct ea *e)
         e->disp += (s64)(t->off + i->len);
 }
 
-/* Whether ea_lea() can do it: everything but 16-bit addresses and, outside 64-bit mode, segments with a base. */
 bool ea_possible(bool wide, const struct insn *i)
 {
-    if (i->adsize == 2 || (i->flags & INSN_VSIB))
-        return false;
-    if (!wide && (i->seg == SEG_CS || i->seg == SEG_FS || i->seg == SEG_GS || i->base == REG_RIP))
+    if ((i->flags & INSN_VSIB) || (!wide && i->base == REG_RIP))
         return false;
     s64 room = 1 << 16;
     return fits32(i->disp - room) && fits32(i->disp + room);
@@ -137,6 +134,17 @@ static unsigned cell_for(struct tr *t, const struct ea *e, bool write, bool stac
     return first + (*next)++;
 }
 
+void tlb_ask(struct tr *t, unsigned size, bool write)
+{
+    struct code_buf *c = t->c;
+    put_rm(c, true, 0x8d, H_RCX, H_RAX, (s32)size - 1); /* the last byte: if it is in the page of the tag, so is the first */
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5);
+    put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
+    put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
+    put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
+}
+
 static struct miss *miss_new(struct tr *t)
 {
     if (t->nmiss == ARRAY_SIZE(t->miss)) {
@@ -217,6 +225,14 @@ static void ask_aligned(struct tr *t, const struct ea *e)
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m)
 {
+    bool flat = t->wide || (e->adsize == 4 && e->seg != SEG_CS && e->seg != SEG_FS && e->seg != SEG_GS);
+    if (t->segmented || !flat) {
+        t->held = t->got = 0;
+        mem_check_segmented(t, e, size, write, m);
+        if (t->align)
+            test_low(t, H_RCX);
+        return;
+    }
     struct code_buf *c = t->c;
     bool wide = e->adsize == 8 && !ea_has_base(t, e), add = wide && e->base < 16 && e->index == REG_NONE, simple = wide && ea_simple(t, e);
     unsigned held = t->held;
@@ -290,7 +306,7 @@ void emit_misses(struct tr *t)
             put_target(m->from[k], c->p);
         ea_lea(t, H_RAX, &m->ea, 0);
         put_mov_imm32(c, H_RCX, m->cell | (m->size - 1u) << 16);
-        put_call_to(c, t->j->ask[m->write]);
+        put_call_to(c, t->j->ask[may_refill(t)][m->write]);
         u8 *none = put_jcc(c, CC_NE);
         if (m->place) {
             ea_lea(t, H_RAX, &m->ea, 0);

@@ -41,7 +41,7 @@ void path_find(struct vcpu *v, struct block *head, struct path *p)
         p->at[p->nblocks] = (s16)at;
         p->block[p->nblocks++] = b;
         const struct insn *last = &b->insn[b->n - 1];
-        if (!b->near)
+        if (!b->near || v->code_mode == CODE_16)
             return;
         s64 next = off;
         switch (kind_of(v->jit, wide, last)) {

@@ -96,6 +96,7 @@ struct tr {
     unsigned idx;      /* of the instruction in the block */
     s32 off;           /* from its start */
     bool wide;         /* 64-bit mode */
+    bool segmented;    /* 16-bit code (segmented.c) */
     enum flag_state flags;
     struct recipe recipe; /* of the flags, wherever they are */
     u32 live;          /* flags that matter behind the instruction */
@@ -170,6 +171,11 @@ void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
 void left_add(struct tr *t, unsigned idx);
 
+/* ---- refill.c ---- */
+
+/* Whether what the TLB does not grant is to be asked of the MMU. */
+bool may_refill(const struct tr *t);
+
 /* ---- memory.c ---- */
 
 struct mem {
@@ -182,7 +188,7 @@ static inline bool in_host(unsigned r) { return r < 16 && host_of[r] != H_NONE; 
 /* Whether the components are in host registers: one LEA. */
 bool ea_simple(const struct tr *t, const struct ea *e);
 void ea_of(struct tr *t, const struct insn *i, struct ea *e);
-/* Whether ea_lea() can do it. */
+/* Whether mem_check() can do it. */
 bool ea_possible(bool wide, const struct insn *i);
 /* The linear address plus @extra in @dst, with no other register. Disturbs flags when !ea_simple(). */
 void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
@@ -192,6 +198,8 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra);
  */
 void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
 void emit_misses(struct tr *t);
+/* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
+void tlb_ask(struct tr *t, unsigned size, bool write);
 /* RCX = the addend of the cell. */
 void cell_addend(struct tr *t, unsigned cell);
 /* General registers that are operands and written. */
@@ -204,6 +212,14 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
+
+enum kind kind_segmented(const struct jit *j, const struct insn *i);
+void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool write, struct mem *m);
+void emit_lea_segmented(struct tr *t, const struct insn *i);
+void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
+void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 

@@ -19,13 +19,17 @@ static void flags_written(struct tr *t, u32 writes)
         t->flags = FL_HOST;
 }
 
-/* Outside 64-bit mode a translation takes flat segments for granted: what loads one must leave it. */
-static bool loads_segment(const struct insn *i)
+/* A 32-bit translation takes all segments but FS and GS for flat, a 16-bit one takes for granted the size of the stack: what loads one must leave it. */
+static bool loads_segment(const struct tr *t, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     for (unsigned n = 0; n < row->nopnd; n++) {
         const struct operand *o = &row->opnd[n];
-        if (((o->kind == OPND_SEG_REG || o->kind == OPND_SEG_FIXED) && (o->access & 2)) || o->size == OPSZ_P)
+        bool named = (o->kind == OPND_SEG_REG || o->kind == OPND_SEG_FIXED) && (o->access & 2);
+        unsigned seg = o->kind == OPND_SEG_REG ? i->reg : o->fixed;
+        if (named && (t->segmented ? seg != SEG_SS : seg >= SEG_FS))
+            continue;
+        if (named || o->size == OPSZ_P)
             return true;
     }
     return false;
@@ -40,7 +44,7 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     t->recipe.op = AGAIN_NONE;
     t->units = 0;
     t->j->stats.called++;
-    bool leave = !t->wide && loads_segment(i);
+    bool leave = !t->wide && loads_segment(t, i);
     if (!last && !leave)
         return;
     put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
@@ -77,6 +81,10 @@ static bool emit_insn(struct tr *t, bool last)
     t->held = t->rcx;
     t->rcx = t->got = 0;
     flags_before(t, i, k, writes);
+    if (t->segmented && branch) {
+        emit_branch_segmented(t, i, k);
+        return true;
+    }
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
         flags_after(t, i, k, writes);
@@ -94,18 +102,18 @@ static bool emit_insn(struct tr *t, bool last)
         emit_call_of_body(t, i, last);
         spans_step(t, i, k);
         return (last && (!t->b->near || insn_row(i)->checks & CHK_END || i->flags & (INSN_REP | INSN_REPNE))) ||
-               (!t->wide && loads_segment(i));
+               (!t->wide && loads_segment(t, i));
     case K_NOP: t->rcx = t->held; break;
     case K_COPY: emit_copy(t, i); break;
     case K_ACCUMULATOR: emit_accumulator(t, i); break;
     case K_MOFFS: emit_moffs(t, i); break;
     case K_COUNT: emit_count(t, i); break;
-    case K_LEA: emit_lea(t, i); break;
+    case K_LEA: t->segmented ? emit_lea_segmented(t, i) : emit_lea(t, i); break;
     case K_EXTEND: emit_extend(t, i); break;
-    case K_PUSH_REG: emit_push_reg(t, i); break;
-    case K_PUSH_IMM: emit_push_imm(t, i); break;
+    case K_PUSH_REG: t->segmented ? emit_stack_segmented(t, i, k) : emit_push_reg(t, i); break;
+    case K_PUSH_IMM: t->segmented ? emit_stack_segmented(t, i, k) : emit_push_imm(t, i); break;
     case K_PUSH_RM: emit_push_rm(t, i); break;
-    case K_POP_REG: emit_pop_reg(t, i); break;
+    case K_POP_REG: t->segmented ? emit_stack_segmented(t, i, k) : emit_pop_reg(t, i); break;
     case K_LEAVE: emit_leave(t); break;
     case K_JCC: emit_jcc(t, i); return true;
     case K_JMP: {
@@ -200,9 +208,11 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
         put_entry(&t, &from_budget, &from_attention);
     for (unsigned n = 0; n < q->first; n++)
         t.off += b->insn[n].len;
+    t.segmented = q->v->code_mode == CODE_16;
     for (unsigned n = q->first; n < q->first + q->count; n++)
-        t.kinds[n] = (u8)kind_of(t.j, t.wide, &b->insn[n]);
-    loop_find(&t, q->first + q->count);
+        t.kinds[n] = (u8)(t.segmented ? kind_segmented(t.j, &b->insn[n]) : kind_of(t.j, t.wide, &b->insn[n]));
+    if (!t.segmented)
+        loop_find(&t, q->first + q->count);
     spans_find(&t);
     liveness(&t, q->first + q->count);
     emit_path(&t, cold);

@@ -64,8 +64,19 @@ static void code_written(void *opaque, pa_t pa, size_t len)
         machine_threads_code_written(m, pa, len);
         return;
     }
-    for (unsigned i = 0; i < m->ncpus; i++)
-        m->engine->code_written(m->cpu[i], pa, len);
+    for (size_t n; len; pa += n, len -= n) {
+        n = PAGE_SIZE - (pa & ~PAGE_MASK);
+        if (n > len)
+            n = len;
+        bool held = false;
+        for (unsigned i = 0; i < m->ncpus; i++)
+            held |= m->engine->holds_code(m->cpu[i], pa);
+        for (unsigned i = 0; i < m->ncpus && held; i++)
+            m->engine->code_written(m->cpu[i], pa, n);
+        /* Data by now: writes are fast again. Code that is patched and called in turn keeps the flag, which is dear to set. */
+        if (!held)
+            physmap_clear_page_flag(m->pm, pa, PAGE_CODE);
+    }
 }
 
 static int add_memory(struct nestor *m, struct error *err)

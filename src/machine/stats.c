@@ -94,6 +94,8 @@ static void print_jit(const struct vcpu *v, FILE *out)
     fprintf(out, "  entered %" PRIu64 " times; left at a block's entry %" PRIu64 ", for a link %" PRIu64 ", a lookup %" PRIu64
             ", a far transfer %" PRIu64 ", attention %" PRIu64 "\n", s->entries, s->exits[JIT_EXIT_ENTRY], s->exits[JIT_EXIT_LINK],
             s->exits[JIT_EXIT_LOOKUP], s->exits[JIT_EXIT_FAR], s->exits[JIT_EXIT_ATTENTION]);
+    if (s->stepped_paths | s->stepped_parts)
+        fprintf(out, "  in lock-step: %" PRIu64 " instructions in whole translations, %" PRIu64 " in parts of blocks\n", s->stepped_paths, s->stepped_parts);
     fprintf(out, "  bodies called %" PRIu64 " times, %" PRIu64 " of them as slow paths\n", s->calls, s->slow);
     print_rows("calls by row", s->row_calls, out);
     print_rows("slow paths by row", s->row_slow, out);
@@ -104,8 +106,8 @@ static void print_mmu(const struct vcpu *v, FILE *out)
     static const char *const causes[FLUSH_CAUSES] = {"INVLPG", "CR3", "global", "all", "INVPCID", "INVVPID", "INVEPT", "INVLPGA",
                                                      "ASID", "map"};
     const struct mmu_stats *s = mmu_stats(v);
-    fprintf(out, "  page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); filled from shadows %" PRIu64
-            ", faults %" PRIu64 "\n", s->walks, s->walk_faults, s->walk_steps, s->shadow_hits, s->shadow_faults);
+    fprintf(out, "  TLB misses %" PRIu64 "; page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); filled from shadows %" PRIu64
+            ", faults %" PRIu64 "\n", s->walks + s->shadow_hits + s->shadow_faults, s->walks, s->walk_faults, s->walk_steps, s->shadow_hits, s->shadow_faults);
     fprintf(out, "  address spaces made %" PRIu64 ", switched %" PRIu64 "; pages write-protected %" PRIu64 "; entries flushed %" PRIu64
             " by", s->spaces_made, s->space_switches, s->protects, s->flushed);
     for (unsigned i = 0; i < FLUSH_CAUSES; i++)

@@ -2,7 +2,7 @@
  * The MMU of one vCPU: the walk context made from the control registers, the address space they name, and
  * translation.
  */
-#include "mmu/space.h"
+#include "mmu/fill.h"
 
 /* ---- life ---- */
 
@@ -293,83 +293,12 @@ void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 
 /* ---- translation ---- */
 
-/* Where @pa leads: the host address if the CPU may reach it directly. Returns whether that is RAM. */
-static bool target(const struct mmu *m, const struct vcpu *v, pa_t pa, bool write, struct translation *t)
+static void entry_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t, bool ram)
 {
-    pa_t page = pa & PAGE_MASK;
-    t->pa = pa;
-    t->page_flags = 0;
-    t->host = NULL;
-    if (unlikely(page == v->apic_page || page == v->virt_apic_page))
-        return false;
-    const struct range *r = map_page(m->pm, pa);
-    if (!r || !r->host)
-        return false;
-    bool ram = r->region->kind == REGION_RAM;
-    if (ram && write)
-        range_note_user(r, pa, PAGE_WRITERS, v->index);
-    if (ram)
-        t->page_flags = __atomic_load_n(range_flag(r, pa), __ATOMIC_SEQ_CST);
-    if (ram || !write)
-        t->host = r->host + (pa - r->start);
-    return ram;
-}
-
-/* Sets the slot's tags to what may go straight to host memory now. */
-static void slot_grant(struct mmu *m, struct array *a, unsigned slot, const struct translation *t, bool ram)
-{
-    struct tlb_entry *e = &a->e[slot];
-    const struct side *s = &a->side[slot];
-    bool watch = unlikely(m->nwatch) && watched(m, s);
-    bool write = (s->pa & ACCESS_WRITE) && ram && !t->page_flags && !watch;
-    if (write && unlikely(physmap_shared(m->pm))) {
-        physmap_note_user(m->pm, s->pa & PAGE_MASK, PAGE_WRITERS, m->v->index);
-        write = !physmap_page_flags(m->pm, s->pa & PAGE_MASK);
-    }
-    e->tag_read = (s->pa & ACCESS_READ) && t->host && !watch ? s->page : TLB_NONE;
-    e->tag_exec = (s->pa & ACCESS_EXEC) && t->host ? s->page : TLB_NONE;
-    e->tag_write = write ? s->page : TLB_NONE;
-    e->addend = t->host ? (u64)(uintptr_t)t->host - (s->page | (t->pa & ~PAGE_MASK)) : 0;
-    if (write) {
-        bit_set(a->writable, slot);
-        bit_set(a->write_bloom, page_hash(s->pa));
-    } else {
-        bit_clear(a->writable, slot);
-    }
-}
-
-static void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct walk *w, const struct translation *t,
-                      bool ram)
-{
-    struct tlb *tlb = m->now;
-    struct array *a = &tlb->ctx[c];
-    unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
-    u8 perms = w->perms & SIDE_PERMS;
-    if (!w->dirty)
-        perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
-    if (unlikely(m->ctx.lam48) && !(la >> 63) && la >> 47)
-        perms &= ACCESS_EXEC;
-    bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
-    const struct side *old = &a->side[slot];
-    /* Jump hints outlive the entry through which the code was fetched. */
-    if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
-        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear ||
-         ((old->pa & SIDE_GLOBAL) && !global)))
-        filter_set(&tlb->orphans, old->page, side_lg2(old));
-    a->side[slot].page = la & PAGE_MASK;
-    a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
-    bit_set(a->valid, slot);
-    if (global)
-        bit_set(a->global, slot);
-    else
-        bit_clear(a->global, slot);
-    if (unlikely(w->lg2_linear > PAGE_SHIFT)) {
-        bit_set(a->large, slot);
-        filter_set(&tlb->fragments, la, w->lg2_linear);
-    } else {
-        bit_clear(a->large, slot);
-    }
-    slot_grant(m, a, slot, t, ram);
+    struct leads l = walk_leads(w);
+    if (unlikely(m->check))
+        refill_check(m, la, c, &l);
+    slot_fill(m, la, c, &l, t, ram);
 }
 
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w)
@@ -409,7 +338,7 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
             m->stats.shadow_hits++;
             bool ram = target(m, v, w->pa, write, t);
             if (likely(fill))
-                slot_fill(m, la, c, w, t, ram);
+                entry_fill(m, la, c, w, t, ram);
             return true;
         }
     }
@@ -424,6 +353,6 @@ bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, 
         shadow_fill(m->shadow, &m->view, &m->ctx, la, w); /* before the grant: it may track the page itself */
     bool ram = target(m, v, w->pa, write, t);
     if (likely(fill))
-        slot_fill(m, la, c, w, t, ram);
+        entry_fill(m, la, c, w, t, ram);
     return true;
 }

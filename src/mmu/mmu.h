@@ -42,6 +42,14 @@ struct translation {
  * with *w describing the fault.
  */
 bool mmu_translate(struct vcpu *v, gva_t la, u32 access, struct translation *t, struct walk *w);
+/*
+ * For translated code that found no grant for @page (of the last byte accessed) at @slot of v->tlb_now (of the first
+ * byte): enters one if the shadow page tables have it, no accessed or dirty flag is due and nobody must see the access.
+ * Asking early, or for an access that is never made, does no harm. Uses no vector or x87 registers, so that
+ * the caller need not save any. mmu_refills(): it is worth asking.
+ */
+void mmu_refill(struct vcpu *v, gva_t page, struct tlb_entry *slot, u64 access);
+bool mmu_refills(const struct vcpu *v);
 /* ACCESS_USER / ACCESS_AC bits of an ordinary access by the running code. */
 u32 mmu_access_mode(const struct vcpu *v);
 
@@ -94,6 +102,7 @@ struct mmu_stats {
     u64 walk_steps;     /* table entries read */
     u64 cached;         /* slow-path translations answered by the TLB */
     u64 shadow_hits;    /* answered by the shadow page tables: TLB entries filled without a walk */
+    u64 refills;        /* likewise, asked by translated code */
     u64 shadow_faults;  /* page faults answered by them */
     u64 spaces_made;    /* address spaces set up (a TLB taken from the pool) */
     u64 space_switches; /* changes of the current address space */

@@ -76,6 +76,17 @@ static inline const struct range *map_page(const struct physmap *pm, pa_t pa)
     return r && r->start <= (pa & PAGE_MASK) && r->last >= (pa | ~PAGE_MASK) ? r : NULL;
 }
 
+/* Likewise, without a search: NULL where that would need one. */
+static inline const struct range *map_page_quick(const struct physmap *pm, pa_t pa)
+{
+    if (likely(pa - pm->main_start < pm->main_size))
+        return pm->main;
+    unsigned i = pa < (u64)LOW_PAGES << PAGE_SHIFT ? pm->low[pa >> PAGE_SHIFT] : 0;
+    return i && i != LOW_MIXED ? &pm->ranges[i - 1] : NULL;
+}
+
+static inline bool map_shared(const struct physmap *pm) { return pm->sharing.lock; }
+
 /* Host address of RAM or ROM at @pa, good to the end of the page; NULL elsewhere. */
 static inline u8 *map_memory(const struct physmap *pm, pa_t pa)
 {

@@ -146,6 +146,12 @@ struct mmu {
         bool physical;
     } watch[4 + DEBUG_WATCHES];
     unsigned nwatch;
+    struct refilled { /* with .check: what mmu_refill() would have entered last, until a translation confirms it */
+        bool valid;
+        enum tlb_context context;
+        gva_t page;
+        struct leads leads;
+    } refilled;
     struct mmu_stats stats;
     struct tlb_entry uncached[TLB_SIZE];
 };
@@ -188,6 +194,8 @@ enum drop { DROP_ALL, DROP_LOCAL /* not the global ones */, DROP_GLOBAL };
 void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop which);
 /* No entry of any space grants writes to the physical page any more. */
 void spaces_protect(struct mmu *m, pa_t page);
+/* What mmu_refill() found for the page, if it was asked last, is what goes into the TLB now; or panics. */
+void refill_check(struct mmu *m, gva_t la, enum tlb_context c, const struct leads *l);
 /* Entries were dropped because of @cause: the code being run may be another. */
 void mmu_flushed(struct mmu *m, enum flush_cause cause);
 void mmu_flush_everything(struct mmu *m, enum flush_cause cause);

@@ -96,6 +96,18 @@ struct walk {
     struct walk_step steps[WALK_MAX_STEPS];
 };
 
+/* What of it a TLB keeps. */
+struct leads {
+    pa_t pa;
+    u8 perms;
+    bool dirty, global;
+    u8 lg2_linear;
+};
+static inline struct leads walk_leads(const struct walk *w)
+{
+    return (struct leads){.pa = w->pa, .perms = w->perms, .dirty = w->dirty, .global = w->global, .lg2_linear = w->lg2_linear};
+}
+
 /* Translates linear address @la (canonical; checked by the caller) for @access. Sets A/D bits as an access does. */
 bool walk_linear(struct physmap *pm, const struct walk_context *ctx, gva_t la, u32 access, struct walk *w);
 /* Translates a guest-physical address through ctx->slat alone (w->pa = @gpa when there is none). */

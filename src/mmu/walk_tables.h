@@ -290,12 +290,18 @@ static inline bool page_fault(const struct walk_context *ctx, u32 access, u32 er
     return false;
 }
 
+/* The rights that the SLAT's answer grants. */
+static alwaysinline u8 slat_perms(const struct walk_context *ctx, bool user, const struct slat_result *s)
+{
+    u64 exec = ctx->slat.mbec && user ? EPT_XU : EPT_X;
+    return (u8)((s->rights & EPT_R ? ACCESS_READ : 0) | (s->rights & EPT_W ? ACCESS_WRITE : 0) |
+                (s->rights & exec ? ACCESS_EXEC : 0));
+}
+
 /* What the SLAT's answer for the data leaves of the rights in @w. */
 static alwaysinline void slat_restrict(const struct walk_context *ctx, struct walk *w, const struct slat_result *s)
 {
-    u64 exec = ctx->slat.mbec && w->user ? EPT_XU : EPT_X;
-    w->perms &= (u8)((s->rights & EPT_R ? ACCESS_READ : 0) | (s->rights & EPT_W ? ACCESS_WRITE : 0) |
-                     (s->rights & exec ? ACCESS_EXEC : 0));
+    w->perms &= slat_perms(ctx, w->user, s);
     w->dirty &= s->dirty;
     w->memtype = s->memtype;
     if (s->lg2 < w->lg2_page)

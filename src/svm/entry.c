@@ -5,6 +5,7 @@
  */
 #include "cpu/exit_profile.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -205,6 +206,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     }
 
     u64 dr7 = v->dr7;
+    if (unlikely(v->pmu_split))
+        pmu_domain_ends(v);
     load_guest(v);
     v->guest_mode = true;
     v->virt = &svm_virt_ops;
@@ -216,6 +219,8 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
     if (!x->nested_paging)
         memcpy(v->pdpte, s.pdpte, sizeof(v->pdpte));
     cpu_mode_changed(v);
+    if (unlikely(v->pmu_split))
+        pmu_domain_begins(v);
     if (v->dr7 != dr7)
         mmu_watch_changed(v);
     cpu_flags_changed(v);

@@ -1,6 +1,7 @@
 /* #VMEXIT ("#VMEXIT"): GIF to 0, the guest's state and the reason into the VMCB, the host's state back. */
 #include "cpu/exit_profile.h"
 #include "cpu/msr.h"
+#include "cpu/pmu.h"
 #include "svm/svm.h"
 
 #define F(name) (x->f[VMCB_##name])
@@ -93,6 +94,8 @@ void svm_load_host(struct vcpu *v)
     struct svm *x = v->svm;
     const struct svm_host *h = &x->host;
     bool watch_changed = v->dr7 != DR7_FIXED;
+    if (unlikely(v->pmu_split))
+        pmu_domain_ends(v);
     v->gif = false;
     v->guest_mode = false;
     v->virt = NULL;
@@ -132,6 +135,8 @@ void svm_load_host(struct vcpu *v)
             }
     }
     cpu_mode_changed(v);
+    if (unlikely(v->pmu_split))
+        pmu_domain_begins(v);
     cpu_flags_changed(v);
     if (watch_changed)
         mmu_watch_changed(v);

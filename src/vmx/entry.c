@@ -3,6 +3,7 @@
  * the controls or the host area says no; a check of the guest area ends as a VM exit (exit.c).
  */
 #include "cpu/exit_profile.h"
+#include "cpu/pmu.h"
 #include "vmx/vmx.h"
 
 /* ---- outcomes of VMX instructions (SDM "Conventions": VMsucceed, VMfailInvalid, VMfailValid) ---- */
@@ -50,6 +51,7 @@ void vmx_take_snapshot(struct vcpu *v, struct vmx_snapshot *s)
     s->linear_width = v->linear_width;
     s->lma = cpu_lma(v);
     s->efer_reserved = cpu_efer_reserved(v);
+    s->pgc_reserved = pmu_global_ctrl_reserved(v);
     s->current_vmcs = x->current;
     /* Each word of memory a rule names is read once; an address that a rule refuses is not followed. */
     if (f[VMCS_CPU_BASED_VM_EXEC_CONTROL] & BIT(PRI_TPR_SHADOW) && within_width(v, f[VMCS_VIRTUAL_APIC_PAGE_ADDR]))
@@ -100,6 +102,8 @@ static void load_guest_registers(struct vcpu *v)
         u64 bits = EFER_LMA | (v->cr0 & CR0_PG ? EFER_LME : 0);
         v->efer = (v->efer & ~bits) | (ia32e ? bits : 0);
     }
+    if (entry_ctl(x, ENTRY_LOAD_PERF_GLOBAL_CTRL))
+        pmu_set_global_ctrl(v, f[VMCS_GUEST_IA32_PERF_GLOBAL_CTRL]);
     if (entry_ctl(x, ENTRY_LOAD_PAT))
         v->pat = f[VMCS_GUEST_IA32_PAT];
     if (entry_ctl(x, ENTRY_LOAD_CET)) {

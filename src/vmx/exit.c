@@ -2,6 +2,7 @@
  * VM exit (SDM "VM Exits"): record, save the guest state, store MSRs, load the host state, load MSRs.
  */
 #include "cpu/exit_profile.h"
+#include "cpu/pmu.h"
 #include "vmx/vmx.h"
 
 #define F(name) (x->f[VMCS_##name])
@@ -44,6 +45,8 @@ static void save_guest_state(struct vcpu *v, const struct vmx_exit *e, bool vect
         F(GUEST_DR7) = v->dr7;
         F(GUEST_IA32_DEBUGCTL) = v->debugctl;
     }
+    if (exit_ctl(x, EXIT_SAVE_PERF_GLOBAL_CTRL))
+        F(GUEST_IA32_PERF_GLOBAL_CTRL) = pmu_global_ctrl(v);
     if (exit_ctl(x, EXIT_SAVE_PAT))
         F(GUEST_IA32_PAT) = v->pat;
     if (exit_ctl(x, EXIT_SAVE_EFER))
@@ -168,6 +171,8 @@ static void load_host_state(struct vcpu *v)
     v->efer = (v->efer & ~(EFER_LMA | EFER_LME)) | (host64 ? EFER_LMA | EFER_LME : 0);
     if (exit_ctl(x, EXIT_LOAD_EFER))
         v->efer = F(HOST_IA32_EFER);
+    if (exit_ctl(x, EXIT_LOAD_PERF_GLOBAL_CTRL))
+        pmu_set_global_ctrl(v, F(HOST_IA32_PERF_GLOBAL_CTRL));
     if (exit_ctl(x, EXIT_LOAD_PAT))
         v->pat = F(HOST_IA32_PAT);
     if (exit_ctl(x, EXIT_LOAD_CET)) {

@@ -159,7 +159,7 @@ struct vmx_snapshot {
     u8 maxphyaddr, linear_width;
     /* the processor at the time of the VM entry */
     bool lma;
-    u64 efer_reserved;
+    u64 efer_reserved, pgc_reserved; /* of IA32_EFER, IA32_PERF_GLOBAL_CTRL */
     bool rtm, bus_lock, smm, sgx;
     u64 current_vmcs;
     /* memory the rules name; read once, before the checks */

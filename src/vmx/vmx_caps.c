@@ -67,7 +67,7 @@ void vmx_caps_init(struct vmx_caps *caps, const struct vcpu *v)
     caps->cr4_fixed1 = ~cpu_cr4_reserved(v) | CR4_VMXE;
     static const struct { u16 feature; u64 bits; } ept_vpid[] = {
         { FEAT_VMX_EPT, VMX_EPT_WALK_4 | VMX_EPT_UC | VMX_EPT_WB | VMX_EPT_2M | VMX_EPT_INVEPT | VMX_EPT_INVEPT_SINGLE | VMX_EPT_INVEPT_ALL },
-        { FEAT_VMX_EPT_1G, VMX_EPT_1G }, { FEAT_VMX_EPT_AD, VMX_EPT_AD }, { FEAT_VMX_EPT_EXEC_ONLY, VMX_EPT_EXEC_ONLY },
+        { FEAT_VMX_EPT_5LEVEL, VMX_EPT_WALK_5 }, { FEAT_VMX_EPT_1G, VMX_EPT_1G }, { FEAT_VMX_EPT_AD, VMX_EPT_AD }, { FEAT_VMX_EPT_EXEC_ONLY, VMX_EPT_EXEC_ONLY },
         { FEAT_VMX_EPT_INFO, VMX_EPT_ADVANCED_INFO },
         { FEAT_VMX_VPID, VMX_EPT_INVVPID | VMX_EPT_INVVPID_ADDRESS | VMX_EPT_INVVPID_SINGLE | VMX_EPT_INVVPID_ALL
           | VMX_EPT_INVVPID_SINGLE_NONGLOBAL },

@@ -46,6 +46,7 @@ static void valid_snapshot(void)
     s.linear_width = 48;
     s.lma = true;
     s.efer_reserved = ~0xd01ull;
+    s.pgc_reserved = ~0x7000000ffull;
     s.current_vmcs = 0x7000;
     s.msr_index = 0xc0000081;
     s.msr_writable = true;
@@ -149,7 +150,7 @@ static void linked(void)
     W(EXEC_PI_DESC, posted(), F(POSTED_INTR_DESC_ADDR) = 0x20)                                                 \
     W(EXEC_VPID_NONZERO, SET_SEC(VPID))                                                                        \
     W(EXEC_EPTP_MEMTYPE, use_ept(), F(EPT_POINTER) = 0x1c)                                                     \
-    W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x26)                                                        \
+    W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x2e)                                                        \
     W(EXEC_EPTP_AD, use_ept(), F(EPT_POINTER) |= BIT64(6), caps.ept_vpid &= ~VMX_EPT_AD)                       \
     W(EXEC_EPTP_SSS, use_ept(), F(EPT_POINTER) |= BIT64(7))                                                    \
     W(EXEC_EPTP_RSVD, use_ept(), F(EPT_POINTER) |= BIT64(9))                                                   \
@@ -187,6 +188,7 @@ static void linked(void)
     W(HOST_CR3_WIDTH, F(HOST_CR3) |= BIT64(40))                                                                \
     W(HOST_SYSENTER_ESP, F(HOST_IA32_SYSENTER_ESP) = NON_CANONICAL)                                            \
     W(HOST_SYSENTER_EIP, F(HOST_IA32_SYSENTER_EIP) = NON_CANONICAL)                                            \
+    W(HOST_PGC, SET_EXIT(LOAD_PERF_GLOBAL_CTRL), F(HOST_IA32_PERF_GLOBAL_CTRL) = BIT64(8))                     \
     W(HOST_PAT, SET_EXIT(LOAD_PAT), F(HOST_IA32_PAT) = 2)                                                      \
     W(HOST_EFER_RSVD, SET_EXIT(LOAD_EFER), F(HOST_IA32_EFER) = EFER_LMA | EFER_LME | 2)                        \
     W(HOST_EFER_LMA_LME, SET_EXIT(LOAD_EFER), F(HOST_IA32_EFER) = EFER_LMA)                                    \
@@ -216,6 +218,7 @@ static void linked(void)
     W(GUEST_SYSENTER_EIP, F(GUEST_SYSENTER_EIP) = NON_CANONICAL)                                               \
     W(GUEST_CET_S_CET, SET_ENTRY(LOAD_CET), F(GUEST_S_CET) = BITS64(11, 10))                                   \
     W(GUEST_CET_TABLE, SET_ENTRY(LOAD_CET), F(GUEST_INTR_SSP_TABLE) = NON_CANONICAL)                           \
+    W(GUEST_PGC, SET_ENTRY(LOAD_PERF_GLOBAL_CTRL), F(GUEST_IA32_PERF_GLOBAL_CTRL) = BIT64(35))                 \
     W(GUEST_PAT, SET_ENTRY(LOAD_PAT), F(GUEST_IA32_PAT) = 8ull << 56)                                          \
     W(GUEST_EFER_RSVD, SET_ENTRY(LOAD_EFER), F(GUEST_IA32_EFER) = EFER_LMA | EFER_LME | BIT64(63))             \
     W(GUEST_EFER_LMA, SET_ENTRY(LOAD_EFER), F(GUEST_IA32_EFER) = EFER_LME)                                     \

@@ -99,7 +99,8 @@ const char *code_complaint(csh h, const cs_insn *i)
                 return what;
         }
     }
-    for (unsigned n = 0; n < d->regs_read_count + d->regs_write_count && !call && !jump; n++) {
+    bool vzero = i->id == X86_INS_VZEROUPPER || i->id == X86_INS_VZEROALL;
+    for (unsigned n = 0; n < d->regs_read_count + d->regs_write_count && !call && !jump && !vzero; n++) {
         unsigned r = n < d->regs_read_count ? d->regs_read[n] : d->regs_write[n - d->regs_read_count];
         bool dx = r == X86_REG_RDX || r == X86_REG_EDX || r == X86_REG_DX;
         if (r == X86_REG_EFLAGS || r == X86_REG_FPSW || part_of(r) == 'a' || (r >= X86_REG_ST0 && r <= X86_REG_ST7) ||
@@ -143,7 +144,7 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->call || p == j->exit || p == j->units_load;
+    return p == j->call || p == j->exit || p == j->units_load || p == j->refill[0] || p == j->refill[1];
 }
 
 unsigned long code_check(const struct vcpu *v, void (*note)(csh h, const cs_insn *i))

@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
     if (at + size > sizeof(code))
         size = sizeof(code) - at;
     memcpy(code + at, data + 9, size);
-    twins_load(&t, (enum twin_world)starts[k].world, starts[k].cs, code, sizeof(code), (starts[k].world == TWIN_REAL ? 0 : TWIN_CODE) + at,
+    twins_load(&t, (enum twin_world)starts[k].world, starts[k].cs, code, sizeof(code), (starts[k].world == TWIN_REAL || starts[k].cs == SEL_CODE16 ? 0 : TWIN_CODE) + at,
                load64(data + 1));
     if (twins_run(&t, 300) == RUN_BUDGET)
         twins_run(&t, 101);

@@ -63,17 +63,21 @@ twin_long_end:
 twin_legacy_stubs:
     stubs
 twin_legacy_handler:
+    push %ds
+    pushl $0x10
+    pop %ds
     push %eax
     mov MIX, %eax
-    .irp at, 4, 8, 12, 16, 20
+    .irp at, 8, 12, 16, 20, 24
     rol $7, %eax
     add \at(%esp), %eax
     .endr
     mov %eax, MIX
     incl COUNT
     mov RECOVER, %eax
-    mov %eax, 12(%esp)
+    mov %eax, 16(%esp)
     pop %eax
+    pop %ds
     add $8, %esp
     iretl
 twin_legacy_end:

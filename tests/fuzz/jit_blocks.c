@@ -18,8 +18,8 @@
 #include <stdlib.h>
 
 #define BLOCKS 24
-#define SLOT 0x140u
-#define PASSES 4 /* runs of a program, each ended by its budget */
+#define SLOT 0x1f8u /* so that some lie across pages */
+#define PASSES 10 /* runs of a program, each ended by its budget */
 
 enum mode { M64, M64U, M32, M32U, M16, P32, P16, R16, MODES };
 static const struct { u8 world; u8 bits; u16 cs; } mode_info[MODES] = {
@@ -44,7 +44,7 @@ static void put16(unsigned x) { u16 y = (u16)x; put(&y, 2); }
 static unsigned bits_of(unsigned b) { return mode_info[block[b].mode].bits; }
 static bool real(unsigned b) { return block[b].mode == R16; }
 /* What branches in @b's mode call the place. */
-static u32 address(unsigned b, u32 at) { return real(b) ? at : TWIN_CODE + at + (block[b].mode <= M32U && !below(8) ? TWIN_ALIAS : 0); }
+static u32 address(unsigned b, u32 at) { return bits_of(b) == 16 ? at : TWIN_CODE + at + (block[b].mode <= M32U && !below(8) ? TWIN_ALIAS : 0); }
 static unsigned some_block(enum mode mode)
 {
     unsigned b = below(BLOCKS);
@@ -129,11 +129,19 @@ static void load_register(unsigned b, unsigned r, u32 value) /* mov e?x, value *
     put32(value);
 }
 
+static void load_segment(unsigned b, unsigned segment, unsigned selector) /* through AX */
+{
+    if (bits_of(b) != 16)
+        PUT(0x66);
+    PUT(0xb8), put16(selector);
+    PUT(0x8e, (u8)(0xc0 | segment << 3));
+}
+
 static void special(unsigned b)
 {
     unsigned bits = bits_of(b);
     static const u32 places[] = {TWIN_READ_ONLY, TWIN_ABSENT, TWIN_SUPERVISOR, 0x3ffff000, TWIN_DATA + 0xffe, TWIN_DATA + 0x1ffd, TWIN_READ_ONLY - 3};
-    switch (below(9)) {
+    switch (below(11)) {
     case 0: /* change an immediate, of this block too; sometimes any byte */
         if (!real(b)) {
             unsigned t = below(4) ? below(BLOCKS) : b;
@@ -199,11 +207,53 @@ static void special(unsigned b)
         PUT(0x58);
         break;
     case 6: /* a segment load */
-        if (bits != 64 && !real(b)) {
-            PUT(0x66, 0xb8), put16(block[b].mode == M32U ? SEL_USER_DATA : SEL_DATA);
-            if (bits == 16)
-                pos -= 4, PUT(0xb8), put16(SEL_DATA);
-            PUT(0x8e, (u8)(0xc0 | ((const u8[]){0, 3, 4, 5})[below(4)] << 3));
+        if (!real(b)) { /* now and then one with a base; SS seldom */
+            u16 sel = !below(3) ? SEL_BASED : block[b].mode == M32U || block[b].mode == M64U ? SEL_USER_DATA : SEL_DATA;
+            load_segment(b, ((const u8[]){SEG_ES, SEG_DS, SEG_FS, SEG_GS, SEG_FS, SEG_GS, SEG_FS, SEG_SS})[below(below(8) ? 7 : 8)], sel);
+        }
+        break;
+    case 8: /* what the rights to registers and pages hang on: CR0.TS, EM, MP, AM, WP; CR4.TSD, OSFXSR, OSXSAVE...; CR3 */
+        if (real(b))
+            break;
+        switch (below(4)) {
+        case 0:
+            PUT(0x0f, 0x06); /* clts */
+            break;
+        case 1:
+            PUT(0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8); /* mov rax, cr3; mov cr3, rax */
+            break;
+        default: { /* mov rax, crN; btc eax, bit; mov crN, rax */
+            bool cr4 = below(2);
+            if (bits == 16) {
+                PUT(0x0f, 0x20, cr4 ? 0xe0 : 0xc0, 0x66, 0x0f, 0xba, 0xf8);
+            } else {
+                PUT(0x0f, 0x20, cr4 ? 0xe0 : 0xc0, 0x0f, 0xba, 0xf8);
+            }
+            PUT(cr4 ? ((const u8[]){9, 10, 18, 2, 7})[below(5)] : ((const u8[]){1, 2, 3, 3, 18, 16, 16})[below(7)]);
+            PUT(0x0f, 0x22, cr4 ? 0xe0 : 0xc0);
+        }
+        }
+        break;
+    case 9: /* the rights to a page of data: a bit of its entry changes, INVLPG */
+        if (block[b].mode == M64 || block[b].mode == M32) {
+            u32 page = TWIN_DATA + below(8) * PAGE_SIZE;
+            for (unsigned n = 0; n < 2; n++) {
+                PUT(0x0f, 0x01); /* invlpg first, too: nothing comes of it at CPL 3 */
+                if (bits == 64)
+                    PUT(0x3c, 0x25);
+                else
+                    PUT(0x3d);
+                put32(page);
+                if (n)
+                    break;
+                PUT(0x0f, 0xba); /* btc dword [entry], bit */
+                if (bits == 64)
+                    PUT(0x3c, 0x25);
+                else
+                    PUT(0x3d);
+                put32(TWIN_PT + page / PAGE_SIZE * 8);
+                PUT((u8)below(3));
+            }
         }
         break;
     case 7: /* a short loop */
@@ -217,6 +267,218 @@ static void special(unsigned b)
             plain(b);
             code[at - 1] = (u8)(pos - at);
         }
+    }
+}
+
+/* ---- what compilers make: loops and calls, with several accesses off registers that move a little ---- */
+
+static unsigned some_base(bool wide)
+{
+    static const u8 bases[] = {RBX, RBP, RSI, RDI, RDX, RSP, R12, R13, R15, R8, R9};
+    return bases[below(wide ? 11 : 6)];
+}
+static unsigned some_data(bool wide)
+{
+    static const u8 data[] = {RAX, RDX, R10, R11, R15, R9};
+    return data[below(wide ? 6 : 2)];
+}
+/* @prefix and @op (with 0x0f.. in bits 15:8) with @reg and [@base + disp]. */
+static void access(bool wide, unsigned prefix, bool w, unsigned op, unsigned reg, unsigned base)
+{
+    s32 disp = base == RSP ? (s32)below(40) * 8 : below(8) ? (s32)below(64) * 4 - 128 : (s32)below(0x1000) - 0x800;
+    bool small = disp == (s8)disp && below(4);
+    if (prefix)
+        PUT((u8)prefix);
+    u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (base >> 3 & 1));
+    if (wide && (rex != 0x40 || !below(8)))
+        PUT(rex);
+    if (op >> 8)
+        PUT((u8)(op >> 8));
+    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (base & 7)));
+    if ((base & 7) == RSP)
+        PUT(0x24);
+    if (small)
+        PUT((u8)disp);
+    else
+        put32((u32)disp);
+}
+static void on_register(bool wide, bool w, unsigned op, unsigned reg, unsigned rm)
+{
+    u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (rm >> 3 & 1));
+    if (wide && rex != 0x40)
+        PUT(rex);
+    if (op >> 8)
+        PUT((u8)(op >> 8));
+    PUT((u8)op, (u8)(0xc0 | (reg & 7) << 3 | (rm & 7)));
+}
+
+static void compiled_insn(bool wide, const u8 *base)
+{
+    unsigned r = base[below(3)], moved = r == RSP ? base[0] : r, d = some_data(wide);
+    bool w = wide && below(2);
+    switch (below(16)) {
+    case 0: case 1: access(wide, 0, w, 0x8b, d, r); break;
+    case 2: case 3: access(wide, 0, w, 0x89, d, r); break;
+    case 4: access(wide, below(3) ? 0 : 0x66, w, ((const u16[]){0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x11, 0x33, 0x85, 0x0fb6, 0x0fbf, 0x0faf, 0x0f44, 0x2b})[below(14)], d & 3, r); break;
+    case 5: access(wide, 0xf0, w, below(2) ? 0x01 : 0x0fc1, d, r); break;
+    case 6: access(wide, ((const u8[]){0, 0x66, 0xf3, 0xf2})[below(4)], false, below(2) ? 0x0f10 : 0x0f11, below(8), r); break;
+    case 7: if (below(3)) PUT(0xdb, 0xe3); /* fninit */
+        access(wide, 0, false, below(2) ? 0xd9 : 0xdd, below(2) ? 0 : 3, r); break; /* fld, fstp */
+    case 8: case 9: /* the base moves */
+        switch (moved == RSP ? 7 : below(7)) {
+        case 0: on_register(wide, wide && below(8), 0x83, 0, moved), PUT((u8)below(256)); break;
+        case 1: on_register(wide, wide && below(8), 0x83, 5, moved), PUT((u8)below(256)); break;
+        case 2: on_register(wide, wide && below(8), 0x81, 0, moved), put32(below(0x1000)); break;
+        case 3: on_register(wide, wide, 0xff, below(2), moved); break;
+        case 4: on_register(wide, wide, 0x8b, moved, base[below(3)]); break;
+        case 5: access(wide, 0, wide && below(8), 0x8d, moved, below(3) ? moved : base[below(3)]); break;
+        case 6: on_register(wide, wide, 0x01, RCX, moved); break;
+        default: on_register(wide, wide, 0x83, below(2) * 5, RSP), PUT((u8)(below(6) * 8)); break;
+        }
+        break;
+    case 10: /* push, pop, frames */
+        if (!below(3)) {
+            if (below(2))
+                PUT(0x55), on_register(wide, wide, 0x89, RSP, RBP);
+            else
+                PUT(0xc9);
+            break;
+        }
+        if (wide && d > 7)
+            PUT(0x41);
+        PUT((u8)((below(2) ? 0x50 : 0x58) | (d & 7)));
+        break;
+    case 11: { /* over one, on a condition */
+        PUT((u8)(0x70 | below(16)), 0);
+        u32 at = pos;
+        access(wide, 0, w, 0x89, d, r);
+        code[at - 1] = (u8)(pos - at);
+        break;
+    }
+    case 12: { /* a call of what follows, and over it; what is called may return a byte further on */
+        PUT(0xe8, 3, 0, 0, 0, 0x90, 0xeb, 0);
+        u32 at = pos;
+        access(wide, 0, w, below(2) ? 0x8b : 0x89, d, r);
+        if (below(2)) {
+            PUT((u8)(0x70 | below(16)), 3);
+            PUT(0xff, 0x04, 0x24); /* inc dword [rsp] */
+        }
+        PUT(0xc3);
+        code[at - 1] = (u8)(pos - at);
+        break;
+    }
+    case 13: on_register(wide, w, ((const u16[]){0x01, 0x29, 0x11, 0x19, 0x31, 0x85, 0x39, 0x0faf})[below(8)], d, some_data(wide)); break;
+    case 14: PUT(0x0f, (u8)((below(2) ? 0x90 : 0x40) | below(16)), (u8)(0xc0 | below(2) * 2)); break; /* setcc, cmovcc */
+    default: access(wide, 0, w, 0xff, below(2), r); break; /* inc, dec */
+    }
+}
+
+static void compiled(unsigned b)
+{
+    bool wide = bits_of(b) == 64;
+    u8 base[3];
+    for (unsigned n = 0; n < 3; n++) {
+        base[n] = n && below(4) ? base[0] : (u8)some_base(wide);
+        u32 at = TWIN_DATA + (below(3) ? 0xa00 + below(0xc00) : 0xf80 + below(0x100)) + (below(4) ? below(3) : 3 + below(5)) * PAGE_SIZE;
+        if (!below(12)) /* a page that the MMU wants to know writes to */
+            at = TWIN_PT + 0xc00 + below(0x300);
+        if (base[n] == RSP || (n && base[n] == base[0]) || !below(8))
+            continue;
+        if (base[n] > 7)
+            PUT(0x41);
+        PUT((u8)(0xb8 | (base[n] & 7)));
+        put32(at);
+    }
+    bool loop = below(4);
+    if (loop)
+        load_register(b, RCX, 1 + below(8));
+    u32 head = pos;
+    for (unsigned n = 4 + below(16); n--;)
+        compiled_insn(wide, base);
+    if (!loop)
+        return;
+    PUT(0xff, 0xc9); /* dec ecx */
+    s32 back = (s32)(head - (pos + 2));
+    if (back >= -128) {
+        PUT((u8)0x75, (u8)back);
+    } else {
+        PUT(0x0f, 0x85);
+        put32(head - (pos + 4));
+    }
+}
+
+/* The like in 16-bit code, with 16-bit addresses: ES and SS are segments of 64 KiB. */
+static void access_16(unsigned b, unsigned op, unsigned reg)
+{
+    static const u8 forms[] = {0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7};
+    unsigned rm = forms[below(12)];
+    s32 disp = (s32)below(0x400) - 0x200;
+    bool small = disp == (s8)disp;
+    if (!real(b) && rm != 2 && rm != 3 && rm != 6)
+        PUT(0x26);
+    if (!below(4))
+        PUT(0x66);
+    if (op >> 8)
+        PUT((u8)(op >> 8));
+    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | reg << 3 | rm));
+    if (small)
+        PUT((u8)disp);
+    else
+        put16((unsigned)disp);
+}
+
+static void compiled_16(unsigned b)
+{
+    static const u8 bases[] = {RBX, RSI, RDI, RBP};
+    if (!real(b))
+        load_segment(b, SEG_SS, SEL_DATA16);
+    PUT(0x66, 0xbc), put32(0xbc00 + below(0x80) * 8); /* mov esp, imm32 */
+    for (unsigned n = 0; n < 4; n++)
+        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
+    bool loop = below(4);
+    if (loop)
+        PUT(0xb9), put16(1 + below(8));
+    u32 head = pos;
+    for (unsigned n = 4 + below(14); n--;) {
+        unsigned d = below(3) ? RAX : RDX, r = bases[below(4)];
+        switch (below(12)) {
+        case 0: case 1: case 2: access_16(b, ((const u16[]){0x8b, 0x89, 0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x11, 0x33, 0x85, 0x0fb6, 0x0faf, 0x2b})[below(14)], d); break;
+        case 3: access_16(b, below(2) ? 0x89 : 0x8b, d); break;
+        case 4: access_16(b, 0xff, below(2)); break;
+        case 5: PUT(0x83, (u8)(0xc0 | below(2) * 5 << 3 | r), (u8)below(256)); break;
+        case 6: PUT(0x8d, (u8)(0x40 | r << 3 | below(8)), (u8)below(256)); break;
+        case 7: /* push, pop; both sizes */
+            if (!below(4))
+                PUT(0x66);
+            PUT((u8)((below(2) ? 0x50 : 0x58) | d));
+            break;
+        case 8: {
+            PUT((u8)(0x70 | below(16)), 0);
+            u32 at = pos;
+            access_16(b, 0x89, d);
+            code[at - 1] = (u8)(pos - at);
+            break;
+        }
+        case 9: {
+            PUT(0xe8, 3, 0, 0x90, 0xeb, 0);
+            u32 at = pos;
+            access_16(b, 0x8b, d);
+            PUT(0xc3);
+            code[at - 1] = (u8)(pos - at);
+            break;
+        }
+        case 10: PUT(((const u8[]){0x01, 0x29, 0x11, 0x19, 0x31, 0x85, 0x39, 0x87})[below(8)], (u8)(0xc0 | d << 3 | below(3))); break;
+        default: PUT(0x0f, (u8)((below(2) ? 0x90 : 0x40) | below(16)), (u8)(0xc0 | below(2) * 2)); break;
+        }
+    }
+    if (!loop)
+        return;
+    s32 back = (s32)(head - (pos + 3));
+    if (back >= -126 && below(2)) {
+        PUT(0xe2, (u8)(back + 1));
+    } else {
+        PUT(0x49, 0x0f, 0x85);
+        put16((unsigned)(back - 2));
     }
 }
 
@@ -259,13 +521,13 @@ static void end(unsigned b)
         if (mode_info[block[other].mode].world == mode_info[block[b].mode].world && block[b].mode != R16) {
             if (bits == 64) {
                 PUT(0x6a, (u8)mode_info[block[other].mode].cs, 0x68);
-                put32(TWIN_CODE + block[other].at);
+                put32((bits_of(other) == 16 ? 0 : TWIN_CODE) + block[other].at);
                 PUT(0x48, 0x87, 0x04, 0x24, 0x48, 0x87, 0x44, 0x24, 0x08, 0x48, 0x87, 0x04, 0x24, 0x48, 0xcb); /* swap the two; retfq */
             } else {
                 if (bits == 16)
                     PUT(0x66);
                 PUT(0xea);
-                put32(TWIN_CODE + block[other].at);
+                put32((bits_of(other) == 16 ? 0 : TWIN_CODE) + block[other].at);
                 put16(mode_info[block[other].mode].cs);
             }
             break;
@@ -287,22 +549,51 @@ static enum mode make_program(void)
         do
             block[b].mode = (enum mode)below(MODES);
         while (mode_info[block[b].mode].world != world || (b && below(2) && block[b].mode != block[0].mode));
-        block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 200 * SLOT;
+        block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 120 * SLOT;
         block[b].patch = 0;
     }
+    unsigned seams = below(3) ? 11 : 3; /* the rest is what compilers make */
     for (unsigned b = 0; b < BLOCKS; b++) {
         pos = block[b].at;
+        if (bits_of(b) == 16 && !real(b)) /* DS may be anything; ES:DI should be among the data */
+            load_segment(b, SEG_DS, SEL_DATA), load_segment(b, SEG_ES, SEL_DATA16);
         store(b, TWIN_RECOVER, address(b, block[some_block(block[b].mode)].at), false);
         PUT(0xb0, (u8)rnd()); /* mov al, imm8: to be patched */
         block[b].patch = pos - 1;
-        for (unsigned n = below(10); n-- && pos < block[b].at + SLOT - 120;)
-            if (below(4))
+        if (seams < 6 && bits_of(b) != 16) { /* mov esp, a stack: nothing else sets it right again */
+            if (bits_of(b) == 32 && below(2))
+                load_segment(b, SEG_SS, block[b].mode == M32U ? SEL_USER_DATA : SEL_DATA);
+            PUT(0xbc);
+            put32(TWIN_STACK - 0x400 + below(0x80) * 8);
+        }
+        for (unsigned n = below(10); n-- && pos < block[b].at + SLOT - 310;)
+            if (below(12) >= seams)
+                bits_of(b) == 16 ? compiled_16(b) : compiled(b);
+            else if (below(4))
                 plain(b);
             else
                 special(b);
         end(b);
     }
     return block[0].mode;
+}
+
+/* Out of a cycle of exceptions: on at another block of the mode that is on, with registers that lead to memory. */
+static void go_elsewhere(struct twins *t)
+{
+    const struct vcpu *a = t->a.v;
+    unsigned b = below(BLOCKS);
+    const u8 bits = a->code_mode == CODE_64 ? 64 : a->code_mode == CODE_32 ? 32 : 16;
+    if (a->activity != ACTIVITY_ACTIVE || mode_info[block[b].mode].bits != bits || a->mode == MODE_REAL ||
+        (mode_info[block[b].mode].cs & 3) != a->cpl)
+        return;
+    u64 rip = address(b, block[b].at), sp = (bits == 16 ? TWIN_STACK & 0xffff : TWIN_STACK) - below(0x40) * 8;
+    for (unsigned n = 0; n < 2; n++) {
+        struct vcpu *v = n ? t->b.v : t->a.v;
+        v->rip = rip;
+        v->gpr[RSP] = sp;
+        v->gpr[RBP] = TWIN_DATA + 0x1f80;
+    }
 }
 
 int main(int argc, char **argv)
@@ -318,15 +609,18 @@ int main(int argc, char **argv)
     while (made < wanted_blocks) {
         random_state = seed;
         enum mode mode = make_program();
+        ((struct jit *)t.b.v->jit)->heat = (const u8[]){1, 2, 3, 5}[below(4)]; /* late, paths are longer */
         twins_load(&t, (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
-                   (mode == R16 ? 0 : TWIN_CODE) + block[0].at, seed);
+                   (mode_info[mode].bits == 16 ? 0 : TWIN_CODE) + block[0].at, seed);
         for (unsigned pass = 0; pass < PASSES; pass++) {
-            enum run_result r = twins_run(&t, 40 + below(600));
+            enum run_result r = twins_run(&t, 20 + below(500));
             if (r == RUN_SHUTDOWN) {
                 shutdowns++;
                 break;
             }
-            if (!below(3)) {
+            if (below(3))
+                go_elsewhere(&t);
+            if (!below(6)) {
                 vcpu_request(t.a.v, REQ_NMI);
                 vcpu_request(t.b.v, REQ_NMI);
             }

@@ -6,6 +6,7 @@
 #include "twins.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #define CODE(...) (const u8[]){__VA_ARGS__}, sizeof((const u8[]){__VA_ARGS__})
 
@@ -20,6 +21,32 @@ static const struct { const char *what; const u8 *code; size_t size; } cases[] =
         0x04, 0x01, 0xf4)},                             /* add al, 1: nobody reads what was; hlt */
 };
 
+/* A page of code that becomes data is written without anybody's notice again. */
+static void code_becomes_data(struct twins *t)
+{
+    static u8 code[0x1100];
+    static const u8 start[] = {
+        0xe8, 0xfb, 0x0f, 0, 0,                       /* call the next page */
+        0xc6, 0x04, 0x25, 0, 0x10, 1, 0, 0xc3,        /* mov byte [there], 0xc3: the same byte, but the block is gone */
+        0xe8, 0xee, 0x0f, 0, 0,                       /* call it again */
+        0xc6, 0x04, 0x25, 0, 0x10, 1, 0, 0x90,        /* mov byte [there], 0x90 */
+        0xc6, 0x04, 0x25, 8, 0x10, 1, 0, 0x90,        /* mov byte [there + 8], 0x90: nothing is left to be noticed */
+        0xf4,
+    };
+    memcpy(code, start, sizeof(start));
+    code[0x1000] = 0xc3;
+    twins_load(t, TWIN_LONG, SEL_CODE64, code, sizeof(code), TWIN_CODE, 3);
+    t->a.v->dr7 = t->b.v->dr7 = 0;
+    twins_run(t, 5);
+    bool tracked = physmap_page_flags(t->b.pm, TWIN_CODE + 0x1000) & PAGE_CODE;
+    twins_run(t, 100);
+    if (!tracked || physmap_page_flags(t->b.pm, TWIN_CODE + 0x1000) & PAGE_CODE || t->b.v->activity != ACTIVITY_HLT) {
+        fprintf(stderr, "tracked while it holds code: %d; afterwards: %d; activity %d\n", tracked,
+                physmap_page_flags(t->b.pm, TWIN_CODE + 0x1000) & PAGE_CODE, t->b.v->activity);
+        abort();
+    }
+}
+
 int main(void)
 {
     static const struct engine *const engines[] = {&engine_jit_eager, &engine_lockstep};
@@ -32,6 +59,7 @@ int main(void)
             fflush(stdout);
             twins_run(&t, 1000);
         }
+        code_becomes_data(&t);
         twins_free(&t);
     }
     return 0;

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #define PML4 0x1000u
-#define PT 0x4000u
+#define PT TWIN_PT
 #define GDT 0x5000u
 #define TSS 0x5800u
 #define IDT 0x6000u
@@ -19,7 +19,12 @@ extern const u8 twin_long_stubs[], twin_long_end[], twin_legacy_stubs[], twin_le
 static void written(void *opaque, pa_t pa, size_t len)
 {
     struct twin *g = opaque;
-    g->engine->code_written(g->v, pa, len);
+    if (g->engine->holds_code(g->v, pa))
+        g->engine->code_written(g->v, pa, len);
+    else if ((pa & ~PAGE_MASK) + len <= PAGE_SIZE) /* as machine.c does */
+        physmap_clear_page_flag(g->pm, pa, PAGE_CODE);
+    else
+        g->engine->code_written(g->v, pa, len);
 }
 
 static u64 count(void *opaque) { return cpu_retired(opaque); }
@@ -71,7 +76,7 @@ void twins_free(struct twins *t)
 
 static u64 descriptor(u32 ar) { return 0x0000ffffull | (u64)(ar & 0xff) << 40 | 0xfull << 48 | (u64)(ar >> 12 & 0xf) << 52; }
 
-static void tables(u8 *m, enum twin_world world)
+static void tables(u8 *m, enum twin_world world, u16 cs)
 {
     static const struct { u16 sel; u16 ar; } segments[] = {
         {SEL_CODE64, 0xa09b}, {SEL_DATA, 0xc093}, {SEL_CODE32, 0xc09b}, {SEL_CODE16, 0x809b},
@@ -79,6 +84,9 @@ static void tables(u8 *m, enum twin_world world)
     };
     for (unsigned n = 0; n < ARRAY_SIZE(segments); n++)
         store64(m + GDT + (segments[n].sel & ~7u), descriptor(segments[n].ar));
+    store64(m + GDT + SEL_CODE16, descriptor(0x809b) | (u64)TWIN_CODE << 16);
+    store64(m + GDT + SEL_DATA16, 0x0000ffffull | (u64)TWIN_DATA << 16 | 0x93ull << 40);
+    store64(m + GDT + (SEL_BASED & ~7u), descriptor(0xc0f3) | 0x80ull << 16);
     store64(m + GDT + SEL_TSS, 0x67ull | (u64)TSS << 16 | 0x8bull << 40);
     store64(m + TSS + 4, HANDLER_STACK); /* RSP0, or ESP0 */
     if (world != TWIN_LONG)
@@ -104,7 +112,7 @@ static void tables(u8 *m, enum twin_world world)
     const u8 *from = world == TWIN_LONG ? twin_long_stubs : world == TWIN_LEGACY ? twin_legacy_stubs : twin_real_handler;
     const u8 *to = world == TWIN_LONG ? twin_long_end : world == TWIN_LEGACY ? twin_legacy_end : twin_real_end;
     memcpy(m + HANDLERS, from, (size_t)(to - from));
-    store32(m + TWIN_RECOVER, world == TWIN_REAL ? TWIN_CODE_SIZE - 16 : TWIN_CODE + TWIN_CODE_SIZE - 16);
+    store32(m + TWIN_RECOVER, (world == TWIN_REAL || cs == SEL_CODE16 ? 0 : TWIN_CODE) + TWIN_CODE_SIZE - 16);
 }
 
 static u64 state;
@@ -136,10 +144,17 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
     for (unsigned s = 0; s < 6; s++) {
         u32 ar = AR_P | AR_S | 3 | (user ? 0x60 : 0) | AR_G | AR_DB;
         v->seg[s] = (struct segment){.limit = 0xffffffff, .ar = ar, .sel = user ? SEL_USER_DATA : SEL_DATA};
-        if (world == TWIN_REAL) /* CS and data: 64 KiB each; FS for the handler */
-            v->seg[s] = (struct segment){.limit = 0xffff, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
+        u32 limit = s <= SEG_DS && s != SEG_SS && rnd() & 1 ? 0x1fe8 + (rnd() & 31) : 0xffff;
+        if (world == TWIN_REAL) /* CS, stack and sometimes data: 64 KiB each; FS for the handler */
+            v->seg[s] = (struct segment){.limit = limit, .ar = AR_P | AR_S | 3, .sel = s == SEG_FS ? 0 : TWIN_DATA >> 4,
                                          .base = s == SEG_FS ? 0 : TWIN_DATA};
     }
+    if (world != TWIN_REAL && rnd() & 1)
+        for (unsigned s = SEG_FS; s <= SEG_GS; s++) {
+            v->seg[s].base = rnd() & 0xff0;
+            if (world == TWIN_LEGACY)
+                v->seg[s].limit = TWIN_DATA + 0x2000 + (rnd() & 0xfff);
+        }
     struct segment *c = &v->seg[SEG_CS];
     if (world == TWIN_REAL) {
         *c = (struct segment){.limit = 0xffff, .ar = AR_P | AR_S | 0xb, .sel = TWIN_CODE >> 4, .base = TWIN_CODE};
@@ -147,7 +162,7 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
         u64 d = load64(g->ram + GDT + (cs & ~7u));
         segment_unpack(c, cs, d);
     }
-    v->gdtr = (struct desc_table){.base = GDT, .limit = 0x5f};
+    v->gdtr = (struct desc_table){.base = GDT, .limit = 0x67};
     v->idtr = (struct desc_table){.base = world == TWIN_REAL ? 0 : IDT, .limit = world == TWIN_LONG ? 32 * 16 - 1 : world == TWIN_REAL ? 0x3ff : 32 * 8 - 1};
     v->seg[SEG_TR] = (struct segment){.base = TSS, .limit = 0x67, .ar = AR_P | 0xb, .sel = SEL_TSS};
     v->seg[SEG_LDTR].ar = AR_UNUSABLE;
@@ -194,7 +209,7 @@ void twins_load(struct twins *t, enum twin_world world, u16 cs, const u8 *code, 
     state = seed | 1;
     for (unsigned k = 0; k < 0x8000; k += 8)
         store64(memory + TWIN_DATA + k, rnd());
-    tables(memory, world);
+    tables(memory, world, cs);
     memory[TWIN_CODE + TWIN_CODE_SIZE - 16] = 0xf4;
     memcpy(memory + TWIN_CODE, code, size < TWIN_CODE_SIZE ? size : TWIN_CODE_SIZE);
     u64 s = state;

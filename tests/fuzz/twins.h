@@ -10,11 +10,13 @@
 
 /*
  * Physical memory; linear addresses are the same, and once more at TWIN_ALIAS where there is paging.
+ *   0x01000 paging structures, 0x05000 GDT and TSS, 0x06000 IDT
  *   0x07000 RECOVER (the address at which an exception handler goes on), MIX, COUNT
  *   0x10000 code, 0x20000 data, 0x28000..0x30000 stacks
  * With paging 0x24000 is read-only, 0x26000 not present and 0x27000 for supervisors only.
  */
 #define TWIN_RAM 0x40000u
+#define TWIN_PT 0x4000u /* the page table of all pages */
 #define TWIN_RECOVER 0x7000u
 #define TWIN_CODE 0x10000u
 #define TWIN_CODE_SIZE 0x10000u
@@ -30,6 +32,8 @@ enum twin_world { TWIN_LONG, TWIN_LEGACY, TWIN_REAL }; /* IA-32e mode, protected
 enum twin_selector {
     SEL_CODE64 = 0x08, SEL_DATA = 0x10, SEL_CODE32 = 0x18, SEL_CODE16 = 0x20, SEL_USER_CODE64 = 0x2b, SEL_USER_CODE32 = 0x33,
     SEL_USER_DATA = 0x3b, SEL_TSS = 0x40, SEL_USER_CODE16 = 0x53,
+    SEL_BASED = 0x5b, /* data, with a base of 0x80 */
+    SEL_DATA16 = 0x60, /* 64 KiB at TWIN_DATA, for a 16-bit stack too; and SEL_CODE16 begins at TWIN_CODE */
 };
 
 struct twin {

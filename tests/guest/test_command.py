@@ -121,6 +121,21 @@ class Command(unittest.TestCase):
             self.assertEqual(text.count("translation of "), int(translated[1]))
             self.assertIn("host, slow paths", text)
 
+    def test_perf_map(self):
+        for symbols, name in ((), r"guest:[0-9a-f]+"), (("--symbols", DEMO), r"guest:reflect"):
+            p = subprocess.Popen([NESTOR, "run", DEMO, "--debug-exit", "--perf-map", "--stats", *symbols], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
+            err = p.communicate(timeout=100)[1]
+            path = f"/tmp/perf-{p.pid}.map"
+            with open(path) as f:
+                lines = f.read().splitlines()
+            os.unlink(path)
+            self.assertTrue(any(re.fullmatch(r"[0-9a-f]+ [0-9a-f]+ " + name, line) for line in lines), lines[:5])
+            self.assertTrue(any(re.fullmatch(r"[0-9a-f]+ [0-9a-f]+ " + name + ":cold", line) for line in lines), lines[:5])
+            translated = int(re.search(r"translated (\d+) blocks", err)[1])
+            self.assertEqual(sum(not line.endswith(":cold") for line in lines), translated)
+            self.assertRegex(err, r"TLB misses \d+; page walks")
+
     def test_engines_count_alike(self):
         # Three levels, timers, VM exits: what was printed, and how many instructions that took
         for cpu in ("intel", "amd"):

@@ -345,27 +345,10 @@ static void tracked(void **state)
     test_vcpu_free(v);
 }
 
-static void fetch_and_peek(void **state)
+static void peek(void **state)
 {
     struct vcpu *v = machine();
     u8 buf[16];
-    unsigned len = 15;
-    mem_write_bytes(v, SEG_DS, 0x4ff0, "0123456789abcdef", 16);
-    assert_true(mem_fetch(v, 0x4ff0, buf, &len));
-    assert_int_equal(len, 15);
-    assert_memory_equal(buf, "0123456789abcde", 15);
-    len = 15;
-    assert_true(mem_fetch(v, 0x4ffc, buf, &len));
-    assert_int_equal(len, 4);
-    len = 15;
-    assert_false(mem_fetch(v, 0x5000, buf, &len));
-    FAULTS(VEC_PF, 0x10, mem_raise_fetch(v, 0x5000));
-    FAULTS(VEC_GP, 0, mem_raise_fetch(v, BIT64(50)));
-    tables_map(&tables, 0x3000, DATA, RW | BIT64(63));
-    mmu_invlpg(v, 0x3000);
-    len = 3;
-    assert_false(mem_fetch(v, 0x3000, buf, &len));
-    FAULTS(VEC_PF, 0x11, mem_raise_fetch(v, 0x3000));
     /* Peeking ignores rights and leaves no trace. */
     tables_map(&tables, 0x8000, DATA + 0x20000, 1);
     v->cr4 |= CR4_SMAP;
@@ -384,7 +367,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values),    cmocka_unit_test(crossing_faults), cmocka_unit_test(canonical),
         cmocka_unit_test(alignment), cmocka_unit_test(segments),        cmocka_unit_test(breakpoints),
-        cmocka_unit_test(devices),   cmocka_unit_test(tracked),         cmocka_unit_test(fetch_and_peek),
+        cmocka_unit_test(devices),   cmocka_unit_test(tracked),         cmocka_unit_test(peek),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

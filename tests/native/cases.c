@@ -1,141 +1,7 @@
-/* Making cases: what is run, encodings, operands. */
+/* Making cases: what is run, encodings, and operands that lead somewhere. */
 #include "native_diff.h"
 
 #include <cpuid.h>
-
-#define POOL_SIZE 0x20000u
-
-/* ---- random ---- */
-
-static u64 rng_state;
-u64 rnd(void)
-{
-    u64 z = (rng_state += 0x9e3779b97f4a7c15ull); /* splitmix64 */
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return z ^ z >> 31;
-}
-u64 rnd_below(u64 n) { return rnd() % n; }
-bool chance(unsigned percent) { return rnd_below(100) < percent; }
-
-static u64 rnd_double(void)
-{
-    static const u64 special[] = {
-        0, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x7ff0000000000000, 0xfff0000000000000,
-        0x7ff8000000000000, 0xfff8000000000000, 0x7ff4000000000000, 0x7fefffffffffffff, 0x0010000000000000,
-        0x000fffffffffffff, 1, 0x8000000000000001, 0x43e0000000000000, 0xc3e0000000000000, 0x41dfffffffc00000,
-        0x3fe0000000000000, 0x4008000000000000, 0x400921fb54442d18,
-    };
-    if (chance(40))
-        return special[rnd_below(ARRAY_SIZE(special))];
-    if (chance(30)) /* near the ends of the exponent range: overflow, underflow, denormals */
-        return (rnd() & 0x800fffffffffffff) | (chance(50) ? rnd_below(60) : 0x7fe - rnd_below(60)) << 52;
-    return (rnd() & 0x800fffffffffffff) | (0x3ff - 20 + rnd_below(40)) << 52;
-}
-
-static u32 rnd_float(void)
-{
-    static const u32 special[] = { 0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000,
-                                   0x7fa00000, 0x7f7fffff, 0x00800000, 0x007fffff, 1, 0x80000001, 0x4f000000, 0xcf000000,
-                                   0x3f000000, 0x40400000, 0x5f000000 };
-    if (chance(40))
-        return special[rnd_below(ARRAY_SIZE(special))];
-    if (chance(30))
-        return (u32)((rnd() & 0x807fffff) | (chance(50) ? rnd_below(30) : 0xfe - rnd_below(30)) << 23);
-    return (u32)((rnd() & 0x807fffff) | (0x7f - 12 + rnd_below(24)) << 23);
-}
-
-static u64 rnd_int(void)
-{
-    static const u64 special[] = { 0, 1, 2, 3, 7, 8, 31, 32, 63, 64, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000,
-                                   0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000,
-                                   ~0ull, ~1ull, 0x5555555555555555, 0xaaaaaaaaaaaaaaaa };
-    switch (rnd_below(6)) {
-    case 0: return special[rnd_below(ARRAY_SIZE(special))];
-    case 1: return rnd() >> rnd_below(64);
-    case 2: return (u64)-(s64)(rnd() >> rnd_below(64));
-    case 3: return rnd_below(256);
-    }
-    return rnd();
-}
-
-static u64 rnd_lane(void)
-{
-    switch (rnd_below(4)) {
-    case 0: return rnd_int();
-    case 1: return rnd_double();
-    case 2: return rnd_float() | (u64)rnd_float() << 32;
-    }
-    return rnd();
-}
-
-static void rnd_x87_reg(u8 *st)
-{
-    u64 m = rnd() | BIT64(63);
-    u16 se = (u16)(0x3fff - 40 + rnd_below(80));
-    switch (rnd_below(10)) {
-    case 0: m = 0; se = 0; break;
-    case 1: m = BIT64(63); break;
-    case 2: m = BIT64(63); se = 0x7fff; break;                        /* infinity */
-    case 3: m = BIT64(63) | rnd(); se = 0x7fff; break;                /* NaN, quiet or signalling */
-    case 4: m = rnd() >> 1; se = 0; break;                            /* denormal */
-    case 5: m = rnd(); se = (u16)(rnd() & 0x7fff); break;             /* anything, unsupported formats too */
-    case 6: se = (u16)(chance(50) ? rnd_below(80) : 0x7ffe - rnd_below(80)); break;
-    case 7: m = (rnd() >> rnd_below(63)) << 1 | BIT64(63); break;
-    }
-    if (chance(40))
-        se |= 0x8000;
-    memset(st, 0, 16);
-    store64(st, m);
-    store16(st + 8, se);
-}
-
-static u8 pool[POOL_SIZE];
-
-static void fill_pool(void)
-{
-    rng_state = 0x1234567;
-    for (unsigned n = 0; n < POOL_SIZE; n += 8)
-        store64(pool + n, rnd_lane());
-}
-
-static void rnd_state(struct state *s)
-{
-    memset(s, 0, sizeof(*s));
-    for (unsigned n = 0; n < 16; n++)
-        s->gpr[n] = rnd_int();
-    for (unsigned n = 0; n < VECTORS; n++) {
-        bool one_type = chance(30); /* lanes of one type make interesting vector operations */
-        for (unsigned k = 0; k < LANES; k++)
-            s->vec[n].q[k] = !one_type ? rnd_lane() : n & 1 ? rnd_double() : rnd_float() | (u64)rnd_float() << 32;
-    }
-    if (nat_mask & XCR0_OPMASK)
-        for (unsigned n = 0; n < 8; n++)
-            s->k[n] = chance(20) ? ~0ull : chance(10) ? 0 : chance(40) ? rnd() & rnd() & rnd() : rnd();
-    s->rflags = 0x202 | (rnd() & FL_ARITH) | (chance(30) ? FL_DF : 0);
-    s->mxcsr = 0x1f80;
-    if (chance(50))
-        s->mxcsr |= (u32)rnd() & 0xe07f;
-    if (chance(25))
-        s->mxcsr = (u32)rnd() & 0xffff;
-    struct x87 *f = &s->x87;
-    f->fcw = (u16)(0x37f & ~(chance(30) ? rnd() & 0x3f : 0));
-    if (chance(50))
-        f->fcw = (u16)((f->fcw & ~0xf00) | (rnd() & 0xf00));
-    f->fsw = (u16)(rnd() & 0x7f7f);
-    if (!chance(5)) /* usually nothing is pending */
-        f->fsw &= (u16)(~0x3f | f->fcw);
-    if (f->fsw & ~f->fcw & 0x3f)
-        f->fsw |= 0x8080;
-    f->ftw = (u8)(chance(70) ? 0xff : rnd());
-    for (unsigned n = 0; n < 8; n++) {
-        rnd_x87_reg(f->st[n]);
-        if (chance(10)) {
-            store64(f->st[n], rnd_lane()); /* as MMX leaves it */
-            store16(f->st[n] + 8, 0xffff);
-        }
-    }
-}
 
 /* ---- what is run ---- */
 
@@ -157,11 +23,6 @@ static const struct { const char *mnemonic, *why; } excluded[] = {
     { "RDRAND", "random" }, { "RDSEED", "random" }, { "CPUID", "the model's, not the host's" }, { "RDPID", "host's TSC_AUX" },
     { "RDPRU", "counters differ" },
     { "XGETBV", "the host's XCR0" }, { "RDPKRU", "the host's keys" }, { "WRPKRU", "the host's keys" },
-    { "IN", "ports" }, { "OUT", "ports" }, { "INS", "ports" }, { "OUTS", "ports" }, { "INSB", "ports" }, { "INSD", "ports" },
-    { "INSW", "ports" }, { "OUTSB", "ports" }, { "OUTSW", "ports" }, { "OUTSD", "ports" },
-    { "CLI", "IOPL" }, { "STI", "IOPL" }, { "POPF", "host's system flags" }, { "POPFQ", "host's system flags" },
-    { "POPFD", "host's system flags" }, { "PUSHF", "host's system flags" }, { "PUSHFQ", "host's system flags" },
-    { "PUSHFD", "host's system flags" },
     { "CALL_FAR", "segments" }, { "JMP_FAR", "segments" }, { "RET_FAR", "segments" }, { "RETF", "segments" },
     { "LAR", "the host's GDT" }, { "LSL", "the host's GDT" }, { "VERR", "the host's GDT" }, { "VERW", "the host's GDT" },
     { "LSS", "segments" }, { "LFS", "segments" }, { "LGS", "segments" }, { "LES", "segments" }, { "LDS", "segments" },
@@ -175,32 +36,19 @@ static const struct { const char *mnemonic, *why; } excluded[] = {
     { "CLZERO", "line size at the host's mercy" },
 };
 
-static bool amd_host(void)
-{
-    unsigned a, b, c, d;
-    __cpuid(0, a, b, c, d);
-    return b == 0x68747541; /* "Auth" */
-}
-
 const char *why_excluded(const struct insn_row *row)
 {
     for (unsigned n = 0; n < ARRAY_SIZE(excluded); n++)
         if (strcmp(row->mnemonic, excluded[n].mnemonic) == 0)
             return excluded[n].why;
-    if (row->map == 1 && row->opcode == 0x0d && strstr(row->encoding, "mod=3") && amd_host())
-        return "#UD on AMD processors, reserved NOP on Intel's";
-    if (row->checks & CHK_CPL0)
-        return "privileged";
+    if (strstr(row->encoding, sides.amd ? " intel" : " amd"))
+        return "the other vendor's";
     if (row->checks & (CHK_VMXON | CHK_SVME))
         return "hypervisor";
-    if ((row->checks & CHK_NO64) || strstr(row->encoding, " a16"))
-        return "not in 64-bit mode";
     for (unsigned n = 0; n < row->nopnd; n++)
-        switch (row->opnd[n].kind) {
-        case OPND_SEG_REG: case OPND_SEG_FIXED: return "segments";
-        case OPND_CR: case OPND_DR: return "privileged";
-        case OPND_FARPTR: return "segments";
-        }
+        if (row->opnd[n].kind == OPND_FARPTR ||
+            ((row->opnd[n].kind == OPND_SEG_REG || row->opnd[n].kind == OPND_SEG_FIXED) && row->opnd[n].access & 2))
+            return "segments";
     for (unsigned n = 0; n < row->nopnd; n++)
         if (row->opnd[n].size == OPSZ_P)
             return "segments";
@@ -218,10 +66,10 @@ bool is_branch(const struct insn_row *row)
 
 /* ---- one case ---- */
 
-const struct decode_ctx *ctx64(void)
+const struct decode_ctx *case_ctx(const struct testcase *t)
 {
     static struct decode_ctx ctx;
-    ctx = (struct decode_ctx){ .mode = CODE_64, .features = sides.v->features };
+    ctx = (struct decode_ctx){ .mode = t->legacy ? CODE_32 : CODE_64, .amd = sides.amd, .features = sides.v->features };
     return &ctx;
 }
 
@@ -248,7 +96,7 @@ static u8 *random_evex(const struct insn_row *row, u8 *p)
     return p;
 }
 
-static void random_encoding(const struct insn_row *row, u8 *p)
+static void random_encoding(const struct insn_row *row, u8 *p, bool legacy)
 {
     static const u8 mandatory[] = { 0, 0x66, 0xf3, 0xf2 };
     const u8 *end = p + 32;
@@ -266,7 +114,7 @@ static void random_encoding(const struct insn_row *row, u8 *p)
             *p++ = (u8[]){ 0x26, 0x2e, 0x36, 0x3e }[rnd_below(4)];
         if (row->pp)
             *p++ = mandatory[row->pp];
-        if (chance(60))
+        if (!legacy && chance(60))
             *p++ = (u8)(0x40 | (rnd() & 15));
         if (row->map)
             *p++ = 0x0f;
@@ -284,10 +132,10 @@ static void random_encoding(const struct insn_row *row, u8 *p)
         u8 vvvv = chance(50) ? 15 : (u8)(rnd() & 15);
         if (row->map == 1 && chance(40)) {
             *p++ = 0xc5;
-            *p++ = (u8)((rnd() & 0x84) | vvvv << 3 | row->pp);
+            *p++ = (u8)((rnd() & 0x84) | vvvv << 3 | row->pp | (legacy ? 0xc0 : 0));
         } else {
             *p++ = 0xc4;
-            *p++ = (u8)((rnd() & 0xe0) | row->map);
+            *p++ = (u8)((rnd() & 0xe0) | row->map | (legacy ? 0xc0 : 0)); /* else LES, LDS */
             *p++ = (u8)((rnd() & 0x84) | vvvv << 3 | row->pp);
         }
     }
@@ -347,6 +195,8 @@ static bool aim(struct testcase *t, u64 target)
             store_le(t->bytes + i->len - size, target, size);
             return true;
         }
+    if (i->adsize == 2) /* below 64 KiB, where nothing is: the address is in the #PF */
+        return true;
     bool vsib = i->flags & INSN_VSIB;
     u64 index = 0;
     if (!vsib && i->index != REG_NONE) {
@@ -358,7 +208,7 @@ static bool aim(struct testcase *t, u64 target)
     if (i->base < 16) {
         g[i->base] = target - index - (u64)i->disp;
         if (i->adsize == 4)
-            g[i->base] = (u32)g[i->base] | (rnd() << 32);
+            g[i->base] = (u32)g[i->base] | (t->legacy ? 0 : rnd() << 32);
         return true;
     }
     /* No base: the 4-byte displacement is the last thing before the immediate. */
@@ -382,7 +232,7 @@ static bool decode(struct testcase *t)
     memset(&t->insn, 0, sizeof(t->insn));
     t->too_long = false;
     t->count = 1;
-    enum decode_status status = insn_decode(ctx64(), t->bytes, 15, &t->insn);
+    enum decode_status status = insn_decode(case_ctx(t), t->bytes, 15, &t->insn);
     t->len = t->insn.len;
     return status == DECODE_OK;
 }
@@ -395,7 +245,7 @@ bool case_decode(struct testcase *t)
     while (at < t->len && t->count < SEQUENCE_MAX) {
         struct insn *i = t->count ? &t->more[t->count - 1] : &t->insn;
         memset(i, 0, sizeof(*i));
-        enum decode_status status = insn_decode(ctx64(), t->bytes + at, 15, i);
+        enum decode_status status = insn_decode(case_ctx(t), t->bytes + at, 15, i);
         if (status == DECODE_TOO_LONG && at == 0) {
             t->too_long = true;
             t->count = 1;
@@ -433,13 +283,19 @@ static void set_the_stage(struct testcase *t)
         }
         g[RSI] = rsi;
         g[RDI] = rdi;
-        g[RCX] = rnd_below(40);
-        if (i->adsize == 4 && chance(50)) {
+        g[RCX] = rnd_below(40) + (row->opcode >= 0x6c && row->opcode <= 0x6f); /* AMD's INS and OUTS fault even when they do nothing */
+        if (i->adsize == 4 && !t->legacy && chance(50)) {
             g[RSI] |= rnd() << 32;
             g[RDI] |= rnd() << 32;
             g[RCX] |= rnd() << 32;
         }
         memcpy(t->data, t->data + 0x800, 0x100);
+    }
+    if (starts(row, "POPF")) { /* flags that a program keeps to itself */
+        const u64 own = FL_TF | FL_NT | FL_AC | FL_RF | FL_VM | FL_VIF | FL_VIP;
+        for (unsigned n = 0; n < 8; n++)
+            if (g[RSP] + n - DATA_VA < DATA_SIZE)
+                t->data[g[RSP] + n - DATA_VA] &= (u8)~(own >> 8 * n);
     }
     if (starts(row, "XLAT")) {
         g[RBX] = pick_target(1) - (g[RAX] & 0xff);
@@ -525,9 +381,12 @@ static unsigned memory_align(const struct insn *i)
 /* An encoding of @row that can be run. */
 static bool pick_encoding(struct testcase *t, unsigned row_index)
 {
+    static u8 hopeless[1u << 14][2]; /* rows without one in this mode */
     const struct insn_row *row = &insn_rows[row_index];
+    if (hopeless[row_index % ARRAY_SIZE(hopeless)][t->legacy])
+        return false;
     for (unsigned tries = 0; tries < 20000; tries++) {
-        random_encoding(row, t->bytes);
+        random_encoding(row, t->bytes, t->legacy);
         if (!decode(t) || t->insn.row != row_index)
             continue;
         /* EDX:EAX choose the components, and must not choose PKRU, which is the host's own. */
@@ -551,6 +410,7 @@ static bool pick_encoding(struct testcase *t, unsigned row_index)
         }
         return true;
     }
+    hopeless[row_index % ARRAY_SIZE(hopeless)][t->legacy] = 1;
     return false;
 }
 
@@ -561,16 +421,24 @@ static bool pick_state(struct testcase *t)
         return false;
     const struct insn_row *row = insn_row(&t->insn);
     unsigned len = t->insn.len, index = t->insn.row;
-    rnd_state(&t->in);
-    memcpy(t->data, pool + 8 * rnd_below((POOL_SIZE - DATA_SIZE) / 8), DATA_SIZE);
+    /* See host_target() and set_the_stage(): addresses below 64 KiB cannot be chosen that well. */
+    bool masked = starts(row, "MASKMOV") || starts(row, "VMASKMOVDQU");
+    if (t->insn.adsize == 2 && ((starts(row, "SHA") && t->insn.flags & INSN_MEM) || masked))
+        return false;
+    if (masked && t->insn.seg == SEG_CS && t->legacy) /* not writable, which a mask of zero may hide */
+        return false;
+    rnd_state(t);
+    rnd_data(t);
     t->branch = is_branch(row);
     t->target = pick_target(memory_align(&t->insn));
-    if (chance(2))
-        t->target ^= BIT64(47 + rnd_below(16)); /* not canonical, or nowhere */
+    if (chance(2)) /* not canonical, or nowhere */
+        t->target ^= t->legacy ? BIT64(24 + rnd_below(8)) : BIT64(47 + rnd_below(16));
     t->target = host_target(&t->insn, t->target);
     if ((t->insn.flags & INSN_MEM) && (!aim(t, t->target) || !decode(t) || t->insn.row != index || t->insn.len != len))
         return false;
     set_the_stage(t);
+    for (unsigned n = 0; t->legacy && n < 8; n++)
+        t->in.gpr[n] = (u32)t->in.gpr[n];
     return true;
 }
 
@@ -615,7 +483,7 @@ static bool pick_form(struct testcase *t, unsigned row_index)
             return false;
         mutate(t);
         memset(&t->insn, 0, sizeof(t->insn));
-        enum decode_status status = insn_decode(ctx64(), t->bytes, 15, &t->insn);
+        enum decode_status status = insn_decode(case_ctx(t), t->bytes, 15, &t->insn);
         if (status == DECODE_TOO_LONG)
             return true;
         if (status != DECODE_OK)
@@ -638,11 +506,11 @@ static bool pick_form(struct testcase *t, unsigned row_index)
 static bool form_state(struct testcase *t)
 {
     memset(&t->insn, 0, sizeof(t->insn));
-    enum decode_status status = insn_decode(ctx64(), t->bytes, 15, &t->insn);
+    enum decode_status status = insn_decode(case_ctx(t), t->bytes, 15, &t->insn);
     if (status == DECODE_OK && strcmp(insn_row(&t->insn)->mnemonic, "UD"))
         return pick_state(t);
-    rnd_state(&t->in);
-    memcpy(t->data, pool + 8 * rnd_below((POOL_SIZE - DATA_SIZE) / 8), DATA_SIZE);
+    rnd_state(t);
+    rnd_data(t);
     t->in.gpr[RSP] = DATA_VA + 0x800;
     t->too_long = status == DECODE_TOO_LONG;
     t->count = 1;
@@ -653,7 +521,7 @@ static bool form_state(struct testcase *t)
 
 /* ---- sequences: a row's instruction among others that work on registers, or memory at a fixed address ---- */
 
-static bool fits_sequence(const struct insn *i)
+static bool fits_sequence(const struct testcase *t, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
     if (row->jit != JIT_COPY || is_branch(row) || is_string(row) || why_excluded(row) || (i->flags & INSN_VSIB))
@@ -661,7 +529,7 @@ static bool fits_sequence(const struct insn *i)
     if (!(i->flags & INSN_MEM))
         return true;
     /* CVTPI2PS and CVTPI2PD: as in set_the_stage(), but here an instruction before them may leave a #MF pending. */
-    return i->base == REG_RIP && !(i->flags & INSN_ASZ) && !starts(row, "CVTPI2P");
+    return i->base == (t->legacy ? REG_NONE : REG_RIP) && i->index == REG_NONE && !(i->flags & INSN_ASZ) && !starts(row, "CVTPI2P");
 }
 
 static bool pick_sequence(struct testcase *t, unsigned row_index)
@@ -675,8 +543,8 @@ static bool pick_sequence(struct testcase *t, unsigned row_index)
             while ((insn_rows[r].jit != JIT_COPY || why_excluded(&insn_rows[r])) && ++copies < 10000)
                 r = (unsigned)rnd_below(insn_row_count);
         for (; tries < 200 && !found; tries++) {
-            random_encoding(&insn_rows[r], t->bytes);
-            found = decode(t) && t->insn.row == r && fits_sequence(&t->insn);
+            random_encoding(&insn_rows[r], t->bytes, t->legacy);
+            found = decode(t) && t->insn.row == r && fits_sequence(t, &t->insn);
         }
         if (!found) {
             if (n == count / 2)
@@ -694,18 +562,18 @@ static bool pick_sequence(struct testcase *t, unsigned row_index)
 
 static bool sequence_state(struct testcase *t)
 {
-    rnd_state(&t->in);
+    rnd_state(t);
     t->in.gpr[RSP] = DATA_VA + 0x800;
-    memcpy(t->data, pool + 8 * rnd_below((POOL_SIZE - DATA_SIZE) / 8), DATA_SIZE);
+    rnd_data(t);
     if (!case_decode(t))
         return false;
-    /* RIP-relative operands: the displacement is made to lead into the data. */
+    /* Operands at a fixed address: the displacement is made to lead into the data. */
     unsigned at = 0;
     for (unsigned n = 0; n < t->count; n++) {
         const struct insn *i = case_insn(t, n);
-        if ((i->flags & INSN_MEM) && i->base == REG_RIP) {
+        if (i->flags & INSN_MEM) {
             u64 target = host_target(i, pick_target(memory_align(i)));
-            u64 to = target - (CODE_AT + at + i->len);
+            u64 to = t->legacy ? target : target - (CODE_AT + at + i->len);
             unsigned disp = 0;
             for (unsigned k = 1; k + 4 <= i->len; k++)
                 if ((s64)(s32)load32(t->bytes + at + k) == i->disp)
@@ -730,12 +598,20 @@ enum case_kind case_kind(u64 n, unsigned rows)
     return round == 3 ? CASE_FORM : round % 5 == 4 ? CASE_SEQUENCE : CASE_ONE;
 }
 
+bool case_legacy(u64 n, unsigned rows, const struct insn_row *row)
+{
+    if (row->checks & (CHK_NO64 | CHK_ONLY64) || strstr(row->encoding, " a16"))
+        return !(row->checks & CHK_ONLY64);
+    u64 round = n / STATES / rows % 32;
+    return round % 4 == 1 || round == 19;
+}
+
 bool make_case(struct testcase *t, unsigned row, u64 seed, u64 n, enum case_kind kind)
 {
     static struct { u64 seed, n; enum case_kind kind; bool ok; u8 bytes[sizeof(t->bytes)]; unsigned len; } last = { .n = ~0ull };
     u64 encoding = n / STATES;
     if (last.n != encoding || last.seed != seed || last.kind != kind) {
-        rng_state = seed * 0x9e3779b97f4a7c15ull ^ (encoding + 1) * 0xd1342543de82ef95ull;
+        rnd_seed(seed * 0x9e3779b97f4a7c15ull ^ (encoding + 1) * 0xd1342543de82ef95ull);
         last.ok = kind == CASE_FORM ? pick_form(t, row) : kind == CASE_SEQUENCE ? pick_sequence(t, row) : pick_encoding(t, row);
         last.seed = seed;
         last.n = encoding;
@@ -745,7 +621,7 @@ bool make_case(struct testcase *t, unsigned row, u64 seed, u64 n, enum case_kind
     }
     if (!last.ok)
         return false;
-    rng_state = seed * 0xbf58476d1ce4e5b9ull ^ (n + 1) * 0x94d049bb133111ebull;
+    rnd_seed(seed * 0xbf58476d1ce4e5b9ull ^ (n + 1) * 0x94d049bb133111ebull);
     for (unsigned tries = 0; tries < 20; tries++) {
         memcpy(t->bytes, last.bytes, sizeof(t->bytes));
         t->len = last.len;
@@ -754,5 +630,3 @@ bool make_case(struct testcase *t, unsigned row, u64 seed, u64 n, enum case_kind
     }
     return false;
 }
-
-void cases_init(void) { fill_pool(); }

@@ -7,6 +7,7 @@
 /* ---- comparing ---- */
 
 char report[4096];
+int failure[2];
 static void note(const char *fmt, ...) printf_like(1, 2);
 static void note(const char *fmt, ...)
 {
@@ -38,7 +39,7 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
                                            "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
     const struct insn_row *row = stopped_at(t, nat->rip);
     u64 flags = FL_ARITH | FL_DF;
-    if (!exact_undefined)
+    if (!exact_undefined || row->checks & CHK_NO64) /* AAA and its kin: the host does not execute them for Nestor */
         flags &= ~(u64)row->flags_undefined;
     bool big = false; /* areas of hundreds of bytes: which of their bytes faults first is the processor's own choice */
     for (unsigned n = 0; n < row->nopnd; n++)
@@ -58,6 +59,8 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
         mxcsr_ignored = 0x3f; /* DPPS, DPPD: each of the steps stops with its own exceptions */
     /* Addresses in the upper half are the host kernel's: whether something is mapped there is its secret. */
     u32 error_ignored = nat->cr2 >> 63;
+    either |= starts(row, "CMPS") && nat->vector >= 0 && got->vector >= 0;
+    bool restarts = starts(row, "POPA") && nat->vector >= 0; /* AMD's have loaded some by then */
     bool order = starts(row, "CMPS"); /* two reads in the processor's own order */
     report[0] = 0;
     if (big && nat->vector == VEC_PF && got->vector < 0 && starts(row, "XSAVE"))
@@ -71,11 +74,16 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
             note("  error code: native %x, nestor %x\n", nat->error, got->error);
         /* Which of several selected elements faults first is the processor's own choice. */
         bool elements = row->vex == 2 && (case_insn(t, 0)->mask || emulated_host) && (nat->cr2 ^ got->cr2) < 2 * PAGE_SIZE;
-        if (!big && !order && !elements && nat->vector == VEC_PF && nat->cr2 != got->cr2)
+        /* An element of VMASKMOVPS beyond 64 KiB with 16-bit addresses: AMD's wrap around. */
+        bool wraps = t->insn.adsize == 2 && (nat->cr2 ^ got->cr2) == 0x10000;
+        if (!big && !order && !elements && nat->vector == VEC_PF && nat->cr2 != got->cr2 && !wraps)
             note("  cr2: native %llx, nestor %llx\n", (long long)nat->cr2, (long long)got->cr2);
     }
+    /* What 32-bit code leaves in the upper halves is undefined. */
     for (unsigned n = 0; n < 16; n++)
-        if (nat->gpr[n] != got->gpr[n])
+        if (restarts && n != RSP)
+            continue;
+        else if (t->legacy && n < 8 ? (u32)nat->gpr[n] != (u32)got->gpr[n] : nat->gpr[n] != got->gpr[n])
             note("  %s: native %016llx, nestor %016llx (before %016llx)\n", names[n], (long long)nat->gpr[n], (long long)got->gpr[n],
                  (long long)t->in.gpr[n]);
     if (nat->rip != got->rip)
@@ -127,6 +135,13 @@ static bool compare(const struct testcase *t, const struct state *nat, const str
     return report[0] == 0;
 }
 
+/* Encodings that are other rows in 32-bit mode: opcode 82 for 80, VEX.W1 where it is ignored. */
+static bool same_row(unsigned a, unsigned b)
+{
+    const struct insn_row *x = &insn_rows[a], *y = &insn_rows[b];
+    return a == b || (x->checks & CHK_NO64 && !strcmp(x->mnemonic, y->mnemonic) && !strcmp(x->operands, y->operands));
+}
+
 /*
  * The encoder, for every row that may be re-emitted: other registers and another address in, and the
  * decoder must read the same instruction with just those.
@@ -166,12 +181,14 @@ static bool check_encoder(const struct insn *i)
     if (len == 0) {
         bool hopeless = r.high_reg || r.high_rm;
         for (unsigned n = 0; n < row->nopnd; n++)
-            hopeless |= row->opnd[n].kind == OPND_MOFFS || row->opnd[n].kind == OPND_REL;
+            hopeless |= row->opnd[n].kind == OPND_MOFFS || row->opnd[n].kind == OPND_REL ||
+                        (row->opnd[n].kind == OPND_GPR_OP && row->checks & CHK_NO64);
         if (!hopeless)
             note("  not encodable\n");
         return hopeless;
     }
-    if (len > INSN_ENCODE_MAX - 1 || insn_decode(ctx64(), out, 15, &d) != DECODE_OK || d.row != i->row || d.len != len) {
+    const struct decode_ctx ctx = { .mode = CODE_64, .features = sides.v->features };
+    if (len > INSN_ENCODE_MAX - 1 || insn_decode(&ctx, out, 15, &d) != DECODE_OK || !same_row(i->row, d.row) || d.len != len) {
         note("  re-encoded as ");
         for (unsigned n = 0; n < len; n++)
             note("%02x", out[n]);
@@ -220,6 +237,8 @@ bool run_case(const struct testcase *t)
     /* The guest first: a crash of the native side then shows a state that made sense. */
     run_guest(t, &got);
     run_host(t, &nat);
+    failure[0] = nat.vector;
+    failure[1] = got.vector;
     if (nat.vector >= 0)
         faults[nat.vector & 31]++;
     /* A store that went to the code page must not be seen by the next case. */

@@ -20,7 +20,7 @@
 static const char help[] =
     "usage: native_diff [OPTION...]\n\n"
     "  --time SECONDS     run that long (default 20)\n"
-    "  --cases N          run that many cases instead; 1e8 is an hour's work or less\n"
+    "  --cases N          run that many cases instead; 1e8 is an hour's work or two\n"
     "  --seed S           other random numbers (default 1)\n"
     "  --row NAME         rows of that mnemonic only\n"
     "  --match PATTERN    rows only whose encoding column matches: 'EVEX*'\n"
@@ -38,7 +38,7 @@ static const char help[] =
     "\nInterrupted with ^C it ends as if the time were over. Exit status 1 when anything differs.\n";
 
 struct row_stats {
-    u64 ran[CASE_KINDS], faulted;
+    u64 ran[CASE_KINDS], legacy, faulted;
     u32 missed, failed;
 };
 
@@ -114,12 +114,12 @@ static unsigned run_corpus(const struct options *o)
 
 static void print_coverage(const struct row_stats *st, const unsigned *rows, unsigned count)
 {
-    printf("%10s %8s %10s %8s  row\n", "single", "form", "sequence", "faults");
+    printf("%10s %8s %10s %8s %8s  row\n", "single", "form", "sequence", "32-bit", "faults");
     for (unsigned k = 0; k < count; k++) {
         const struct row_stats *s = &st[rows[k]];
         const struct insn_row *row = &insn_rows[rows[k]];
-        printf("%10llu %8llu %10llu %8llu  %s %s (%s)\n", (long long)s->ran[CASE_ONE], (long long)s->ran[CASE_FORM],
-               (long long)s->ran[CASE_SEQUENCE], (long long)s->faulted, row->mnemonic, row->operands, row->encoding);
+        printf("%10llu %8llu %10llu %8llu %8llu  %s %s (%s)\n", (long long)s->ran[CASE_ONE], (long long)s->ran[CASE_FORM],
+               (long long)s->ran[CASE_SEQUENCE], (long long)s->legacy, (long long)s->faulted, row->mnemonic, row->operands, row->encoding);
     }
 }
 
@@ -182,13 +182,15 @@ static int run_random(const struct options *o)
             continue;
         if (st[r].failed >= 2)
             continue;
-        tried++;
+        t.legacy = case_legacy(n, count, &insn_rows[r]);
         if (!make_case(&t, r, o->seed, n, kind)) {
             st[r].missed++;
             continue;
         }
+        tried++;
         done[kind]++;
         st[r].ran[kind]++;
+        st[r].legacy += t.legacy;
         u64 before = fault_count();
         bool same = run_case(&t);
         st[r].faulted += fault_count() - before;
@@ -267,7 +269,7 @@ int main(int argc, char **argv)
         return 2;
     }
     sides_init();
-    cases_init();
+    rnd_init();
     if (o.text) {
         run_text(&o, o.text);
         printf("%s\n", failures ? "differs" : "the same on both sides");

@@ -10,13 +10,17 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-extern void native_enter(void);
+extern void native_enter(void), native_enter_legacy(void);
+extern void native_signal(int sig, siginfo_t *info, void *context);
+void native_on_signal(int sig, siginfo_t *info, void *context);
 extern u64 nat_in_gpr[16], nat_out_gpr[16], nat_in_flags, nat_out_flags, nat_host_rsp;
 extern void *nat_entry;
+extern struct far_pointer { u32 offset; u16 selector; } nat_far;
 extern u8 nat_in_xsave[4096], nat_out_xsave[4096];
 
 u64 nat_in_gpr[16], nat_out_gpr[16], nat_in_flags, nat_out_flags, nat_host_rsp;
 void *nat_entry;
+_Alignas(8) struct far_pointer nat_far;
 u32 nat_mask;
 _Alignas(64) u8 nat_in_xsave[4096], nat_out_xsave[4096];
 
@@ -24,7 +28,7 @@ static sigjmp_buf native_return;
 static struct native_regs *result;
 static volatile sig_atomic_t running;
 
-static void on_signal(int sig, siginfo_t *info, void *context)
+void native_on_signal(int sig, siginfo_t *info, void *context)
 {
     ucontext_t *uc = context;
     const greg_t *g = uc->uc_mcontext.gregs;
@@ -61,10 +65,11 @@ void native_init(void)
 {
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
+    __asm__ volatile("mov %0, %%ds; mov %0, %%es" ::"r"(0x2b)); /* Linux' flat data segment; 64-bit programs have none */
     static u8 stack[65536];
     stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
     sigaltstack(&ss, NULL);
-    struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+    struct sigaction sa = { .sa_sigaction = native_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
     static const int sigs[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
     for (unsigned n = 0; n < sizeof(sigs) / sizeof(sigs[0]); n++)
         sigaction(sigs[n], &sa, NULL);
@@ -76,7 +81,8 @@ void native_run(struct native_regs *r, u64 end)
     nat_in_flags = r->rflags;
     memcpy(nat_in_xsave, r->xsave, sizeof(r->xsave));
     memset(nat_out_xsave + 512, 0, 64);
-    nat_entry = (void *)r->rip;
+    nat_entry = r->legacy ? (void *)native_enter_legacy : (void *)r->rip;
+    nat_far = (struct far_pointer){ (u32)r->rip, 0x23 }; /* Linux' 32-bit code segment */
     result = r;
     if (sigsetjmp(native_return, 0) == 0) {
         running = 1;

@@ -7,6 +7,7 @@
 struct native_regs {
     u64 gpr[16];
     u64 rip, rflags;
+    bool legacy; /* in a 32-bit code segment */
     int vector;   /* of the exception it ended with, -1 for none */
     u32 error;
     u64 cr2;

@@ -78,6 +78,15 @@ static void state_to_xsave(const struct state *s, u8 *x)
     store64(x + 512, nat_mask);
 }
 
+/* A jump to native_exit; its pointer is aligned, whatever EFLAGS.AC says. */
+static void put_exit(u8 *p)
+{
+    unsigned pad = (unsigned)-(uintptr_t)(p + 6) & 7;
+    store16(p, 0x25ff); /* jmp [rip + pad] */
+    store32(p + 2, pad);
+    store64(p + 6 + pad, (u64)(uintptr_t)native_exit);
+}
+
 void run_host(const struct testcase *t, struct state *out)
 {
     static struct native_regs regs;
@@ -89,14 +98,16 @@ void run_host(const struct testcase *t, struct state *out)
     if (t->branch) {
         memset((void *)CODE_VA, 0xcc, 0x1000);
         memcpy(code, t->bytes, len);
+    } else if (t->legacy) {
+        static const u8 jump[] = { 0xea, (u8)EXIT_VA, (u8)(EXIT_VA >> 8), (u8)(EXIT_VA >> 16), (u8)(EXIT_VA >> 24), 0x33, 0 };
+        memcpy(code + len, jump, sizeof(jump));
     } else {
-        static const u8 jump[] = { 0xff, 0x25, 0, 0, 0, 0 }; /* jmp [rip] */
-        memcpy(code + len, jump, 6);
-        store64(code + len + 6, (u64)(uintptr_t)native_exit);
+        put_exit(code + len);
     }
     memcpy(regs.gpr, in->gpr, sizeof(regs.gpr));
     regs.rflags = in->rflags;
     regs.rip = CODE_AT;
+    regs.legacy = t->legacy;
     state_to_xsave(in, regs.xsave);
     native_run(&regs, CODE_AT + len);
     memset(code, 0xcc, len + 32);
@@ -151,6 +162,15 @@ static void step(struct vcpu *v, struct insn *i)
     v->rip = v->next_rip;
 }
 
+/* Linux' code segments. */
+static void guest_mode(struct vcpu *v, bool legacy)
+{
+    if ((v->seg[SEG_CS].sel == 0x23) == legacy)
+        return;
+    v->seg[SEG_CS] = (struct segment){ .limit = 0xffffffff, .ar = legacy ? 0xc0fb : 0xa0fb, .sel = legacy ? 0x23 : 0x33 };
+    cpu_mode_changed(v);
+}
+
 void run_guest(const struct testcase *t, struct state *out)
 {
     struct vcpu *v = sides.v;
@@ -162,8 +182,12 @@ void run_guest(const struct testcase *t, struct state *out)
         code[n] = *case_insn(t, n);
         insn_bind(&code[n]);
     }
+    guest_mode(v, t->legacy);
     memcpy(v->gpr, in->gpr, sizeof(v->gpr));
+    bool ac = (v->rflags ^ in->rflags) & FL_AC;
     cpu_put_rflags(v, in->rflags);
+    if (ac)
+        cpu_flags_changed(v);
     memcpy(v->vec, in->vec, sizeof(in->vec));
     memcpy(v->k, in->k, sizeof(in->k));
     v->mxcsr = in->mxcsr;
@@ -219,13 +243,19 @@ static void host_features(u8 *features)
 
 static void setup_guest(void)
 {
+    unsigned a, b, c, d;
+    __cpuid(0, a, b, c, d);
+    sides.amd = b == 0x68747541; /* "Auth" */
     struct error err;
     static u8 features[FEAT_COUNT];
     host_features(features);
     struct physmap *pm = physmap_new();
     if (!pm || physmap_add_ram(pm, 0, GUEST_RAM, "ram", &err) < 0)
         die("no guest memory");
-    struct cpu_config cfg = { .model = cpu_models[0], .features = features, .pm = pm, .tsc_hz = 1000000000 };
+    unsigned model = 0;
+    while (model + 1 < cpu_model_count && (cpu_models[model]->vendor == VENDOR_AMD) != sides.amd)
+        model++;
+    struct cpu_config cfg = { .model = cpu_models[model], .features = features, .pm = pm, .tsc_hz = 1000000000 };
     sides.v = vcpu_new(&cfg, &err);
     if (!sides.v)
         die(err.text);
@@ -244,7 +274,7 @@ static void setup_guest(void)
 
     struct vcpu *v = sides.v;
     memcpy(v->features, features, sizeof(features));
-    v->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+    v->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     v->cr3 = 0x1000;
     v->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
     v->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
@@ -253,10 +283,10 @@ static void setup_guest(void)
     __asm__ volatile("fxsave64 %0" : "=m"(image));
     v->mxcsr_mask = load32(image + 28) ? load32(image + 28) : 0xffbf;
     for (unsigned s = 0; s < SEG_COUNT; s++)
-        v->seg[s] = (struct segment){ .limit = 0xffffffff, .ar = 0xc0f3, .sel = 0x2b };
+        v->seg[s] = (struct segment){ .limit = 0xffffffff, .ar = 0xc0f3, .sel = s == SEG_FS || s == SEG_GS ? 0 : 0x2b };
     v->seg[SEG_CS] = (struct segment){ .limit = 0xffffffff, .ar = 0xa0fb, .sel = 0x33 };
     v->seg[SEG_LDTR] = (struct segment){ .ar = AR_UNUSABLE };
-    v->seg[SEG_TR] = (struct segment){ .limit = 0x67, .ar = 0x8b };
+    v->seg[SEG_TR] = (struct segment){ .limit = 0x65, .ar = 0x8b }; /* no I/O permission bitmap */
     v->cpl = 3;
     cpu_put_rflags(v, 0x202);
     cpu_mode_changed(v);
@@ -286,6 +316,7 @@ static void setup_native(void)
     nat_mask = lo & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM);
     map_native(CODE_VA, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC, -1, 0);
     memset((void *)CODE_VA, 0xcc, 0x1000);
+    put_exit(map_native(EXIT_VA, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC, -1, 0));
     int fd = memfd_create("data", 0);
     if (fd < 0 || ftruncate(fd, DATA_SIZE))
         die("cannot make the sandbox's memory");

@@ -4,7 +4,8 @@
  *   480fafc3 rax=7fffffffffffffff rbx=2 flags=202 x3=<64 or 128 digits> k1=ff mxcsr=1f80 st0=3fff:8000000000000000 @20010040=11223344
  *
  * The plain state: registers 0 but RSP (the middle of the data), interrupt flag on, MXCSR 1f80, x87 as
- * FNINIT leaves it with all registers empty and zero, data zero. '#' begins a comment.
+ * FNINIT leaves it with all registers empty and zero, data zero. "32:" in front: in a 32-bit code
+ * segment. '#' begins a comment.
  */
 #include "native_diff.h"
 
@@ -42,6 +43,8 @@ void case_print(FILE *f, const struct testcase *t)
 {
     static struct testcase z;
     plain(&z);
+    if (t->legacy)
+        fprintf(f, "32:");
     put_hex(f, t->bytes, t->len);
     for (unsigned n = 0; n < 16; n++)
         if (t->in.gpr[n] != z.in.gpr[n])
@@ -121,10 +124,13 @@ bool case_parse(struct testcase *t, const char *line)
     char *copy = strdup(line), *save = NULL;
     bool ok = copy != NULL, first = true;
     plain(t);
+    t->legacy = false;
     memset(t->bytes, 0xcc, sizeof(t->bytes));
     for (char *word = ok ? strtok_r(copy, " \t\n", &save) : NULL; word && ok && *word != '#'; word = strtok_r(NULL, " \t\n", &save)) {
         char *eq = strchr(word, '=');
         if (first) {
+            t->legacy = !strncmp(word, "32:", 3);
+            word += t->legacy ? 3 : 0;
             t->len = get_hex(word, t->bytes, sizeof(t->bytes) - 32);
             ok = t->len && case_decode(t);
             first = false;
@@ -141,10 +147,13 @@ bool case_parse(struct testcase *t, const char *line)
 
 /* ---- making a failure small ---- */
 
-/* Keeps @candidate if it fails too. */
+/* Keeps @candidate if it fails too, with the same exceptions: another failure is another case. */
 static bool try(struct testcase *t, struct testcase *candidate)
 {
-    if (!case_decode(candidate) || run_case(candidate)) {
+    int native = failure[0], nestor = failure[1];
+    if (!case_decode(candidate) || run_case(candidate) || failure[0] != native || failure[1] != nestor) {
+        failure[0] = native;
+        failure[1] = nestor;
         *candidate = *t;
         return false;
     }

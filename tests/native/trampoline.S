@@ -39,6 +39,20 @@ native_enter:
     mov nat_in_gpr+120(%rip), %r15
     jmp *nat_entry(%rip)
 
+    .globl native_enter_legacy
+    .type native_enter_legacy, @function
+native_enter_legacy:
+    ljmp *nat_far(%rip)
+
+    /* The signal handler; EFLAGS.AC would make C code fault. */
+    .globl native_signal
+    .type native_signal, @function
+native_signal:
+    pushfq
+    andl $~0x40000, (%rsp)
+    popfq
+    jmp native_on_signal
+
     .globl native_exit
     .type native_exit, @function
 native_exit:

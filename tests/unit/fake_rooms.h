@@ -64,6 +64,7 @@ void hyperv_tsc_moved(struct vcpu *v) {}
 void cet_changed(struct vcpu *v) {}
 bool cet_control_valid(const struct vcpu *v, u64 value) { return !(value & BITS64(9, 6)); }
 /* ---- interp.c ---- */
+u64 cpu_retired(const struct vcpu *v) { return v->icount; }
 void cpu_end_slice(struct vcpu *v, u64 count) { v->budget_end = v->icount + count; }
 
 /* ---- mode.c ---- */

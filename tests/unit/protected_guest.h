@@ -141,6 +141,8 @@ static int setup(void **state)
         return -1;
     const struct cpu_config cfg = {.model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .clock = &g->clock};
     g->v = vcpu_new(&cfg, &err);
+    if (g->v)
+        g->v->jit_options.heat = 1; /* lock-step: whole translations at once */
     if (!g->v || engine_interp.attach(g->v))
         return -1;
     vcpu_attach_intc(g->v, &fake_intc, g);

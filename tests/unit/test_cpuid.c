@@ -32,7 +32,7 @@ static void out_of_range(void **state)
         cpu_cpuid(v, leaves[n], 1, r);
         assert_memory_equal(r, top, sizeof(r));
     }
-    cpu_cpuid(v, 0xa, 0, r); /* in range and not implemented: zeros */
+    cpu_cpuid(v, 0x9, 0, r); /* in range and not implemented: zeros */
     assert_int_equal(r[EAX] | r[EBX] | r[ECX] | r[EDX], 0);
     vcpu_free(v);
     v = fake_vcpu("amd");

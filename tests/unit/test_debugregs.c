@@ -400,17 +400,17 @@ static void not_debug_exceptions(void **state)
     assert_int_equal(v->dr6, DR6_FIXED);
 }
 
-/* DEBUGCTL: BTF is kept, LBR may be written and reads as zero, the rest is refused. */
+/* DEBUGCTL: BTF and the freezes are kept, LBR may be written and reads as zero, the rest is refused. */
 static void debugctl(void **state)
 {
     struct guest *g = *state;
     u64 value;
     for (unsigned bit = 0; bit < 64; bit++) {
-        bool ok = bit <= 1;
+        bool ok = bit <= 1 || bit == 11 || bit == 12 || bit == 14;
         assert_int_equal(cpu_wrmsr(g->v, 0x1d9, BIT64(bit)), ok);
         assert_true(cpu_rdmsr(g->v, 0x1d9, &value));
         if (ok)
-            assert_int_equal(value, bit == 1 ? DEBUGCTL_BTF : 0);
+            assert_int_equal(value, bit ? BIT64(bit) : 0);
     }
     g->v->debugctl = 0;
 }

@@ -83,6 +83,7 @@ static void discovery(void **state)
     assert_true(r[0] & BIT(14));
     cpu_cpuid(g->v, 0x4000000a, 0, r);
     assert_int_equal(r[0], 0x0101 | BIT(17) | BIT(18) | BIT(19) | BIT(21));
+    assert_int_equal(r[1], BIT(0)); /* IA32_PERF_GLOBAL_CTRL in the enlightened VMCS */
     assert_true(cpu_rdmsr(g->v, 0x40000002, &(u64){0}));
     assert_false(cpu_rdmsr(g->v, 0x40000070, &(u64){0})); /* not offered: the APIC's MSRs */
     assert_false(cpu_wrmsr(g->v, 0x40000002, 1));
@@ -192,6 +193,11 @@ static void synthetic_interrupts(void **state)
 static unsigned eois;
 static int acked_vector(void *intc) { return 0x60; }
 static void count_eoi(void *intc, u32 offset, u64 value, unsigned size) { eois += offset == 0xb0; }
+static u64 apic_base;
+static int base_msr(void *intc, u32 msr, u64 *value) { return *value = msr == 0x1b ? apic_base : 0, 0; }
+static int count_eoi_msr(void *intc, u32 msr, u64 value) { return eois += msr == 0x80b, 0; }
+static unsigned pmis;
+static void count_pmi(void *intc) { pmis++; }
 static void automatic_eoi(void **state)
 {
     struct guest *g = *state;
@@ -200,17 +206,24 @@ static void automatic_eoi(void **state)
     intc.id = sent_id;
     intc.ack = acked_vector;
     intc.mmio_write = count_eoi;
+    intc.rdmsr = base_msr;
+    intc.wrmsr = count_eoi_msr;
+    intc.pmi = count_pmi;
     vcpu_attach_intc(g->v, &intc, g);
     hyperv_wrap_intc(g->v);
     static const struct { u64 sint; bool ends; } rows[] = {
         {BIT64(17) | 0x60, true}, {0x60, false}, {BIT64(17) | BIT64(16) | 0x60, false}, {BIT64(17) | 0x61, false},
     };
-    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
-        wrmsr(g, 0x40000093, rows[n].sint);
+    for (unsigned n = 0; n < 2 * ARRAY_SIZE(rows); n++) {
+        apic_base = 0xfee00800 | (n & 1 ? BIT64(10) : 0); /* xAPIC, x2APIC */
+        wrmsr(g, 0x40000093, rows[n / 2].sint);
         eois = 0;
         assert_int_equal(g->v->intc_ops->ack(g->v->intc), 0x60);
-        assert_int_equal(eois, rows[n].ends);
+        assert_int_equal(eois, rows[n / 2].ends);
     }
+    /* What has nothing to do with it reaches the controller. */
+    g->v->intc_ops->pmi(g->v->intc);
+    assert_int_equal(pmis, 1);
 }
 
 /* ---- hypercalls ---- */
@@ -397,6 +410,28 @@ static void entry_and_exit(void **state)
     assert_int_equal(ev_get(g, VMCS_VM_INSTRUCTION_ERROR), 7);
 }
 
+/* The enlightened VMCS has a place for IA32_PERF_GLOBAL_CTRL, of the guest and of the host. */
+static void perf_global_ctrl(void **state)
+{
+    struct guest *g = *state;
+    make_evmcs(g);
+    ev_put(g, VMCS_VM_ENTRY_CONTROLS, ev_get(g, VMCS_VM_ENTRY_CONTROLS) | BIT64(ENTRY_LOAD_PERF_GLOBAL_CTRL));
+    ev_put(g, VMCS_VM_EXIT_CONTROLS, ev_get(g, VMCS_VM_EXIT_CONTROLS) | BIT64(EXIT_LOAD_PERF_GLOBAL_CTRL));
+    ev_put(g, VMCS_GUEST_IA32_PERF_GLOBAL_CTRL, 0x5);
+    ev_put(g, VMCS_HOST_IA32_PERF_GLOBAL_CTRL, 0x300000000ull);
+    ev_put(g, VMCS_CPU_BASED_VM_EXEC_CONTROL, ev_get(g, VMCS_CPU_BASED_VM_EXEC_CONTROL) | BIT(PRI_MSR_BITMAPS));
+    ev_put(g, VMCS_MSR_BITMAP, 0x60000); /* zeros */
+    CODE_AT(g, GUEST_CODE, 0xb9, 0x8f, 3, 0, 0, 0x0f, 0x32, 0xf4); /* mov ecx, 38fh; rdmsr; hlt */
+    assert_true(enter(g, true));
+    assert_int_equal(ev_get(g, VMCS_VM_EXIT_REASON), EXIT_REASON_HLT);
+    assert_int_equal(g->v->gpr[RAX], 0x5);
+    assert_int_equal(rdmsr(g, 0x38f), 0x300000000ull);
+    ev_put(g, VMCS_HOST_IA32_PERF_GLOBAL_CTRL, BIT64(63));
+    ev_dirty(g);
+    assert_false(enter(g, true));
+    assert_int_equal(ev_get(g, VMCS_VM_INSTRUCTION_ERROR), 8);
+}
+
 /* A clean group is not read again; a dirty one is, and so are fields without a group. */
 static void clean_fields(void **state)
 {
@@ -561,7 +596,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(discovery), T(hypercall_page), T(reference_time), T(synthetic_interrupts), T(automatic_eoi), T(hypercalls), T(hypercall_32), T(flush_targets),
-        T(entry_and_exit), T(clean_fields), T(refused_pages), T(sanitized_controls), T(vmclear), T(direct_flush),
+        T(entry_and_exit), T(perf_global_ctrl), T(clean_fields), T(refused_pages), T(sanitized_controls), T(vmclear), T(direct_flush),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

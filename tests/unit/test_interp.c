@@ -44,6 +44,8 @@ static int setup(void **state)
         .model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .clock = &g->clock,
     };
     g->v = vcpu_new(&cfg, &err);
+    if (g->v)
+        g->v->jit_options.heat = 1; /* lock-step: whole translations at once */
     if (!g->v || engine_interp.attach(g->v))
         return -1;
     physmap_subscribe(g->pm, PAGE_CODE, written, g);

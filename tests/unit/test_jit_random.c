@@ -60,6 +60,8 @@ static void guest_new(struct guest *g, const struct engine *engine)
         .model = model, .features = features, .tsc_hz = 1000000000, .pm = g->pm, .clock = &g->clock,
     };
     g->v = vcpu_new(&cfg, &err);
+    if (g->v)
+        g->v->jit_options.heat = 1; /* lock-step: whole translations at once */
     assert_non_null(g->v);
     assert_int_equal(engine->attach(g->v), 0);
     physmap_subscribe(g->pm, PAGE_CODE, written, g);

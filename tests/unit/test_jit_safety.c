@@ -64,7 +64,7 @@ static void every_row(void (*f)(struct vcpu *v, const struct insn *i, const u8 *
 static const char *const emitted[] = {
     "F6 /4", "F7 /4", "F6 /5", "F7 /5", "F7 /6", "F7 /7", "86 /r", "87 /r", "90+r", "98 o", "99 o", "VEX.LZ.F2.0F38.WIG F6 /r",
     "0F B0 /r", "0F B1 /r", "0F C0 /r", "0F C1 /r", "50+r d64", "58+r d64", "68 d64", "6A d64", "FF /6 d64", "8F /0 d64", "C9 d64",
-    "E8 f64", "FF /2 f64", "C2 f64", "C3 f64", "E9 f64", "EB f64", "FF /4 f64", "7? f64", "0F 8? f64",
+    "E8 f64", "FF /2 f64", "C2 f64", "C3 f64", "E9 f64", "EB f64", "FF /4 f64", "7? f64", "E2 f64", "0F 8? f64",
     "0F 0D /", "0F 18 /", "0F 19 /r", "0F 1A /r", "0F 1B /r", "0F 1C /r", "0F 1D /r", "0F 1E /r", "0F 1F /r", "NP 0F 1C /0", "F3 0F 1E F",
     "D9 /5 mod!=3", "D9 /7 mod!=3", "DD /7 mod!=3", "DF E0", "9B", "VEX.L0.NP.0F.WIG 77", "VEX.L1.NP.0F.WIG 77",
 };
@@ -97,9 +97,6 @@ static void look_at_row(struct vcpu *v, const struct insn *i, const u8 *bytes)
         fail_msg("%s is not called", encoding(row));
     if (v->code_mode != CODE_64 && row->checks & CHK_NO64 && !row->vex && !(row->map == 0 && (row->opcode & 0xf0) == 0x40))
         fail_msg("%s means something else on the host, and is not called", encoding(row));
-    if (v->code_mode != CODE_64 && i->flags & INSN_MEM && (i->seg == SEG_FS || i->seg == SEG_GS || i->seg == SEG_CS) && row->opcode != 0x8d &&
-        kind_of(v->jit, false, i) != K_NOP)
-        fail_msg("%s through a segment that is not known to be flat is not called", encoding(row));
     if (row->map == 1 && !row->vex && (row->opcode == 0xa3 || row->opcode == 0xab || row->opcode == 0xb3 || row->opcode == 0xbb) && i->flags & INSN_MEM)
         fail_msg("%s reaches memory at a distance, and is not called", encoding(row));
     unsigned places = 0;

@@ -62,8 +62,8 @@ static void spelling(void **state)
 
 static void absent(void **state)
 {
-    refused("intel,+waitpkg", "+WAITPKG: Nestor does not implement it");
-    refused("max,+pdcm", "does not implement");
+    refused("intel,+dtes64", "+DTES64: Nestor does not implement it");
+    refused("max,+skinit", "does not implement");
     const char *why;
     for (unsigned f = 1; f < FEAT_COUNT; f++)
         if (!cpu_feature_available((enum cpu_feature)f, &why)) {

@@ -53,8 +53,8 @@ static void vendors(void **state)
 
 static void features(void **state)
 {
-    struct vcpu *v = fake_vcpu("intel,-spec_ctrl,-arch_capabilities,-mtrr,-pat,-vmx,-rdtscp,-rdpid");
-    static const u32 gone[] = {0x48, 0x49, 0x10a, 0xfe, 0x200, 0x277, 0x2ff, 0x480, 0x9b, 0xc0000103, 0x6e1};
+    struct vcpu *v = fake_vcpu("intel,-spec_ctrl,-arch_capabilities,-mtrr,-pat,-vmx,-rdtscp,-rdpid,-pks,-waitpkg,-pmu");
+    static const u32 gone[] = {0x48, 0x49, 0x10a, 0xfe, 0x200, 0x277, 0x2ff, 0x480, 0x9b, 0xc0000103, 0x6e1, 0xe1, 0xc1, 0x38f};
     for (unsigned n = 0; n < ARRAY_SIZE(gone); n++)
         assert_false(cpu_rdmsr(v, gone[n], &value));
     vcpu_free(v);
@@ -101,6 +101,8 @@ static void reserved(void **state)
     assert_false(cpu_wrmsr(v, 0x49, 2));
     assert_false(cpu_wrmsr(v, 0xda0, 0x100));
     assert_false(cpu_wrmsr(v, 0x17a, 8));
+    for (unsigned bit = 0; bit < 64; bit++) /* UMWAIT_CONTROL */
+        assert_int_equal(cpu_wrmsr(v, 0xe1, BIT64(bit)), bit != 1 && bit < 32);
     assert_false(cpu_wrmsr(v, 0x401, 1));
     assert_true(cpu_wrmsr(v, 0x400, ~0ull));
     assert_false(cpu_wrmsr(v, 0x400, 0xaaaaaaaaaaaaaaaa));

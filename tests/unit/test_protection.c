@@ -73,6 +73,11 @@ static void limits(void **state)
             fail_msg("row %u: vector %d", n, vector);
         if (rows[n].ok)
             assert_int_equal(la, rows[n].offset + 0x100);
+        /* What translated code looks at: all there is where the segment is of the usual kind, else nothing. */
+        bool usual = rows[n].attr != 0x4097 && rows[n].attr != 0x0097;
+        u64 room = v->seg_room[(rows[n].access == ACCESS_WRITE ? SEG_LDTR : 0) + SEG_ES];
+        if ((rows[n].offset + rows[n].size <= room) != (rows[n].ok && usual))
+            fail_msg("row %u: room for %llu bytes", n, (unsigned long long)room);
     }
     segment_set_null(v, SEG_ES, 0, 0);
     cpu_segments_changed(v);

@@ -669,6 +669,25 @@ static void last_branches(void **state)
     assert_true(last[0] == GUEST_CODE && last[1] == GUEST_CODE + 4);
 }
 
+/* Counters of "Host Only" and "Guest Only": VMRUN and the host's HLT here, three instructions there; one of each privilege level. */
+static void counters(void **state)
+{
+    struct guest *g = *state;
+    static const struct { u64 select; u64 expected; } rows[] = {
+        {BIT64(41) | BIT64(17), 2}, {BIT64(40) | BIT64(17), 3}, {BIT64(17), 5}, {BIT64(41) | BIT64(40) | BIT64(17), 5}, {BIT64(40) | BIT64(16), 0}};
+    make_guest(g, true);
+    CODE_AT(g, GUEST_CODE, 0x90, 0x90, 0x90, 0x0f, 0x01, 0xd9);
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++)
+        assert_true(cpu_wrmsr(g->v, 0xc0010200 + 2 * n, rows[n].select | BIT64(22) | 0xc0));
+    assert_int_equal(vmrun(g), SVM_EXIT_VMMCALL);
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        u64 value;
+        assert_true(cpu_rdmsr(g->v, 0xc0010201 + 2 * n, &value));
+        if (value != rows[n].expected)
+            fail_msg("counter %u has %llu, expected %llu", n, (unsigned long long)value, (unsigned long long)rows[n].expected);
+    }
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, free_svm)
 static int free_svm(void **state)
 {
@@ -680,7 +699,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(registers), T(instruction_exits), T(every_instruction_intercept_is_tested), T(write_traps), T(random_vmcbs), T(refused), T(refused_by_rows), T(exceptions), T(virtual_interrupts), T(physical_interrupts),
-        T(nested_paging), T(clean_bits), T(more_state), T(single_step), T(last_branches), T(spec_ctrl), T(debug_registers),
+        T(nested_paging), T(clean_bits), T(more_state), T(single_step), T(last_branches), T(spec_ctrl), T(counters), T(debug_registers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -331,6 +331,33 @@ static void waiting(void **state)
     vcpu_free(v);
 }
 
+static int wait_vector(struct vcpu *v, void (*wait)(struct vcpu *, const struct insn *), const struct insn *i) { return VECTOR_OF(wait(v, i)); }
+
+/* UMWAIT and TPAUSE end at once; what UMONITOR names is none of MWAIT's business. */
+static void user_waits(void **state)
+{
+    struct vcpu *v = fake_vcpu("intel");
+    struct insn i = reg_form(0, RBX);
+    v->rflags |= FL_IF;
+    v->gpr[RAX] = v->gpr[RBX] = 0x1238;
+    insn_monitor(v, &i);
+    insn_umonitor(v, &i);
+    insn_mwait(v, &i);
+    assert_int_equal(v->activity, ACTIVITY_ACTIVE);
+    v->gpr[RBX] = FAKE_MEMORY;
+    assert_int_equal(VECTOR_OF(insn_umonitor(v, &i)), VEC_PF);
+    static void (*const waits[])(struct vcpu *, const struct insn *) = {insn_umwait, insn_tpause};
+    for (unsigned n = 0; n < ARRAY_SIZE(waits); n++)
+        for (unsigned bit = 0; bit < 32; bit++) {
+            v->gpr[RBX] = BIT64(bit) | ~0ull << 32;
+            v->aflags = FL_ARITH;
+            assert_int_equal(wait_vector(v, waits[n], &i), bit ? VEC_GP : -1);
+            assert_int_equal(v->aflags, bit ? FL_ARITH : 0);
+            assert_int_equal(v->activity, ACTIVITY_ACTIVE);
+        }
+    vcpu_free(v);
+}
+
 static void msr_instructions(void **state)
 {
     struct vcpu *v = fake_vcpu("intel");
@@ -425,7 +452,7 @@ int main(void)
         cmocka_unit_test(debug_registers), cmocka_unit_test(control_registers),
         cmocka_unit_test(descriptor_tables), cmocka_unit_test(invalidation),
         cmocka_unit_test(io_permission), cmocka_unit_test(string_ports),
-        cmocka_unit_test(port_breakpoint), cmocka_unit_test(waiting),
+        cmocka_unit_test(port_breakpoint), cmocka_unit_test(waiting), cmocka_unit_test(user_waits),
         cmocka_unit_test(msr_instructions), cmocka_unit_test(guest_mode),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -168,13 +168,44 @@ static void ept_violation_advanced_information(void **state)
     }
 }
 
+/* A guest-physical address of 49 bits: no translation of four levels reaches it, one of five does. */
+static void five_levels_of_ept(void **state)
+{
+    struct guest *g = *state;
+    g->v->maxphyaddr = 52;
+    make_guest(g);
+    use_ept(g);
+    put(g, PML4 + 0x2010, BIT64(48) | UNMAPPED | 0xe7, 8);
+    put(g, EPT_AT + 0x4000, EPT_AT | 7, 8);
+    put(g, EPT_AT + 0x4008, (EPT_AT + 0x5000) | 7, 8);
+    put(g, EPT_AT + 0x5000, (EPT_AT + 0x6000) | 7, 8);
+    put(g, EPT_AT + 0x6000, (EPT_AT + 0x7000) | 7, 8);
+    put(g, EPT_AT + 0x7008, UNMAPPED | 0x80 | 6 << 3 | 7, 8);
+    put(g, UNMAPPED + 0x1234, 0x5a, 1);
+    CODE_AT(g, GUEST_CODE, 0x8a, 0x04, 0x25, 0x34, 0x12, 0x40, 0x00, 0xf4); /* mov al, [401234H]; hlt */
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_EPT_VIOLATION);
+    assert_int_equal(F(GUEST_PHYSICAL_ADDRESS), BIT64(48) | 0x201234);
+    assert_int_equal(F(EXIT_QUALIFICATION) & 0x3f, 1); /* a read, and nothing is allowed there */
+    F(EPT_POINTER) = (EPT_AT + 0x4000) | 4 << 3 | 6;
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+    assert_int_equal(g->v->gpr[RAX] & 0xff, 0x5a);
+    /* Not on a processor that does not say so. */
+    g->v->vmx->caps.ept_vpid &= ~VMX_EPT_WALK_5;
+    F(GUEST_RIP) = GUEST_CODE;
+    g->v->vmx->launched = false;
+    assert_false(enter(g, true));
+    assert_string_equal(g->v->vmx->last_failure->id, "EXEC_EPTP_WALK");
+}
+
 /* A model without a part of VT-x reports its absence in the capability MSRs, and has no fields for it. */
 static void lesser_models(void **state)
 {
     static const enum vmx_word words[] = {WORD_PIN, WORD_PRI, WORD_SEC, WORD_EXIT, WORD_ENTRY, WORD_VMFUNC};
     static const u32 msrs[] = {0x48d, 0x48e, 0x48b, 0x48f, 0x490, 0x491};
     unsigned tested = 0;
-    for (unsigned f = FEAT_VMX_TPR_SHADOW; f <= FEAT_VMX_MBEC; f++, tested++) {
+    for (unsigned f = FEAT_VMX_TPR_SHADOW; f <= FEAT_PMU; f++, tested++) {
         const struct cpu_model *m;
         struct error err;
         struct vmx_caps full, less;
@@ -204,14 +235,64 @@ static void lesser_models(void **state)
             fail_msg("without %s nothing is missing", cpu_feature_info[f].name);
         free(v);
     }
-    assert_int_equal(tested, 22);
+    assert_int_equal(tested, 24);
+}
+
+/* IA32_PERF_GLOBAL_CTRL: loaded and saved by the three controls, each by itself, and left alone without them. */
+static void perf_global_ctrl(void **state)
+{
+    struct guest *g = *state;
+    struct vcpu *v = g->v;
+    const u64 own = 0x700000011ull, guests = 0x300000003ull, hosts = 0x40ull, written = 0x80;
+    u64 value;
+    make_guest(g);
+    u64 exit = F(VM_EXIT_CONTROLS), entry = F(VM_ENTRY_CONTROLS);
+    /* mov ecx, 38fh; rdmsr; mov esi, eax; mov eax, 80h; xor edx, edx; wrmsr; hlt */
+    CODE_AT(g, GUEST_CODE, 0xb9, 0x8f, 3, 0, 0, 0x0f, 0x32, 0x89, 0xc6, 0xb8, 0x80, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0xf4);
+    F(CPU_BASED_VM_EXEC_CONTROL) |= BIT(PRI_MSR_BITMAPS);
+    F(MSR_BITMAP) = 0x60000; /* zeros */
+    for (unsigned n = 0; n < 8; n++) {
+        bool load = n & 1, back = n & 2, save = n & 4;
+        F(VM_ENTRY_CONTROLS) = entry | (load ? BIT64(ENTRY_LOAD_PERF_GLOBAL_CTRL) : 0);
+        F(VM_EXIT_CONTROLS) = exit | (back ? BIT64(EXIT_LOAD_PERF_GLOBAL_CTRL) : 0) | (save ? BIT64(EXIT_SAVE_PERF_GLOBAL_CTRL) : 0);
+        F(GUEST_IA32_PERF_GLOBAL_CTRL) = guests;
+        F(HOST_IA32_PERF_GLOBAL_CTRL) = hosts;
+        assert_true(cpu_wrmsr(v, 0x38f, own));
+        F(GUEST_RIP) = GUEST_CODE;
+        assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+        assert_true(cpu_rdmsr(v, 0x38f, &value));
+        if (v->gpr[RSI] != (u32)(load ? guests : own) || value != (back ? hosts : written) ||
+            F(GUEST_IA32_PERF_GLOBAL_CTRL) != (save ? written : guests))
+            fail_msg("load %d, load back %d, save %d: %llx in the guest, %llx after it, %llx saved", load, back, save,
+                     (unsigned long long)v->gpr[RSI], (unsigned long long)value, (unsigned long long)F(GUEST_IA32_PERF_GLOBAL_CTRL));
+    }
+    /* What the entry enables counts the guest's instructions and no others. */
+    assert_true(cpu_wrmsr(v, 0x38f, 0) && cpu_wrmsr(v, 0x186, BIT64(22) | BIT64(17) | 0xc0) && cpu_wrmsr(v, 0xc1, 0));
+    CODE_AT(g, GUEST_CODE, 0x90, 0x90, 0x90, 0xf4);
+    F(VM_ENTRY_CONTROLS) = entry | BIT64(ENTRY_LOAD_PERF_GLOBAL_CTRL);
+    F(VM_EXIT_CONTROLS) = exit | BIT64(EXIT_LOAD_PERF_GLOBAL_CTRL);
+    F(GUEST_IA32_PERF_GLOBAL_CTRL) = 1;
+    F(HOST_IA32_PERF_GLOBAL_CTRL) = 0;
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+    assert_true(cpu_rdmsr(v, 0xc1, &value));
+    assert_int_equal(value, 1 + 3); /* VMLAUNCH enabled it; the HLT that exits does not retire */
+    /* RDPMC */
+    CODE_AT(g, GUEST_CODE, 0x31, 0xc9, 0x0f, 0x33, 0xf4);
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+    assert_int_equal(v->gpr[RAX], 4 + 2); /* VMLAUNCH, XOR */
+    F(CPU_BASED_VM_EXEC_CONTROL) |= BIT(PRI_RDPMC_EXITING);
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_RDPMC);
+    assert_int_equal(F(VM_EXIT_INSTRUCTION_LEN), 2);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup_vmx, teardown_vmx)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(ept_violation_advanced_information),
+        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(perf_global_ctrl), T(ept_violation_advanced_information), T(five_levels_of_ept),
         cmocka_unit_test(lesser_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

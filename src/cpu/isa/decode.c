@@ -446,7 +446,7 @@ static enum decode_status decode(const struct decode_ctx *ctx, const u8 *bytes, 
 
     /* ---- what remains is rare ---- */
     if (unlikely(lock)) {
-        if (dec & DEC_LOCKCR8 && ctx->amd && features && features[FEAT_CR8_LEGACY])
+        if (dec & DEC_LOCKCR8 && out->reg < 8 && ctx->amd && features && features[FEAT_CR8_LEGACY])
             out->reg |= 8; /* APM vol. 3 "MOV CRn": LOCK MOV CR0 is MOV CR8 */
         else if (!(dec & DEC_LOCK) || !(out->flags & INSN_MEM))
             return undefined(out, bytes, r->at);
@@ -470,6 +470,8 @@ static enum decode_status decode(const struct decode_ctx *ctx, const u8 *bytes, 
             return undefined(out, bytes, r->at);
         if (dec & DEC_LIG)
             out->vl = 0;
+        if (dec & DEC_IS4 && !mode64)
+            out->imm &= 0x7f; /* of eight registers: bit 7 is ignored */
         if (dec & DEC_VSIB) {
             /* A SIB byte there must be; its index is a vector, 4 included (SDM vol. 2 "Vector SIB (VSIB) Memory Addressing"). */
             if ((out->modrm & 7) != 4 || out->adsize == 2)

@@ -169,6 +169,12 @@ unsigned insn_encode(const struct insn *i, const struct encode_regs *r, u8 *out)
     unsigned base = mem ? r->base : rm;
     unsigned R = reg >> 3 & 1, X = index >> 3 & 1, B = base >> 3 & 1;
     unsigned opcode = row->opcode;
+    if (row->checks & CHK_NO64 && row->vex == ROW_LEGACY) {
+        if (opcode_reg) /* a REX prefix in the host's mode */
+            return 0;
+        if (opcode == 0x82)
+            opcode = 0x80; /* the same, and defined there */
+    }
     if (opcode_reg)
         opcode = (opcode & ~7u) | (rm & 7);
 
