@@ -24,7 +24,9 @@ struct interp *interp_new(void)
     if (!ip)
         return NULL;
     ip->arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (ip->arena == MAP_FAILED) {
+    ip->single = calloc(1, sizeof(struct block) + sizeof(struct insn));
+    if (ip->arena == MAP_FAILED || !ip->single) {
+        free(ip->single);
         free(ip);
         return NULL;
     }
@@ -35,8 +37,7 @@ void interp_free(struct interp *ip)
 {
     if (!ip)
         return;
-    for (unsigned n = 0; n < ARRAY_SIZE(ip->cross); n++)
-        free(ip->cross[n].block);
+    free(ip->single);
     munmap(ip->arena, ARENA_SIZE);
     free(ip);
 }
@@ -84,11 +85,11 @@ static struct code_page *page_get(struct interp *ip, u64 host)
     return p;
 }
 
-/* The 64-byte granules of its page that bytes @host..@host+@len-1 touch. */
+/* The 64-byte granules of its page that bytes @host..@host+@len-1 touch; what is in the next page does not count. */
 static u64 granules(u64 host, size_t len)
 {
-    unsigned first = (unsigned)(host & ~PAGE_MASK) / 64, last = (unsigned)((host + len - 1) & ~PAGE_MASK) / 64;
-    return BITS64(last, first);
+    size_t from = host & ~PAGE_MASK, to = from + len - 1;
+    return BITS64(to < PAGE_SIZE ? (unsigned)to / 64 : 63, (unsigned)from / 64);
 }
 
 /* ---- fetching ---- */
@@ -163,22 +164,62 @@ static bool near_branch(const struct insn *i, const struct insn_row *row)
     return (i->opcode & 0xf0) == 0x70;
 }
 
-/* Decodes from @host to the end of the page; NULL when not even one instruction lies within the page. */
-static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode)
-{
-    struct interp *ip = v->interp;
-    if (ip->used + sizeof(struct block) + BLOCK_MAX * sizeof(struct insn) + 3 * 64 + sizeof(struct code_page) > ARENA_SIZE)
-        arena_flush(v);
+/* What a block takes from the arena at most; more than a crossing and its mark do. */
+#define BLOCK_SPACE (sizeof(struct block) + BLOCK_MAX * sizeof(struct insn) + 5 * 64 + 2 * sizeof(struct code_page))
 
-    u64 host = (u64)(uintptr_t)f->host;
-    struct code_page *page = page_get(ip, host);
+static void see_to_room(struct vcpu *v)
+{
+    if (v->interp->used + BLOCK_SPACE > ARENA_SIZE)
+        arena_flush(v);
+}
+
+/* The page of @f, whose code is about to be read: a write by somebody else from now on is noticed. */
+static struct code_page *page_track(struct vcpu *v, const struct fetch *f)
+{
+    struct code_page *page = page_get(v->interp, (u64)(uintptr_t)f->host);
     const struct region *region = physmap_find(v->pm, f->pa);
-    /* Tracked before it is read: a write by somebody else from now on is noticed. */
     if (!page->blocks && region && region->kind == REGION_RAM) {
         physmap_note_user(v->pm, f->pa, PAGE_HOLDERS, v->index);
         physmap_set_page_flag(v->pm, f->pa & PAGE_MASK, PAGE_CODE);
     }
+    return page;
+}
 
+/* Into the list of @page. */
+static void page_add(struct code_page *page, struct block *b)
+{
+    b->page_next = page->blocks;
+    page->blocks = b;
+    page->granules |= granules(b->host, b->bytes);
+    page->misses = 0;
+}
+
+/* A new block is found from now on; its instructions and all that tells about them are there. */
+static void block_add(struct vcpu *v, struct code_page *page, struct block *b, const struct fetch *f)
+{
+    struct interp *ip = v->interp;
+    struct block **head = bucket(ip, b->host, b->mode);
+    b->heat = 0;
+    b->code = NULL;
+    b->links = NULL;
+    b->users = NULL;
+    b->hash_next = *head;
+    *head = b;
+    page_add(page, b);
+    ip->stats.blocks++;
+    ip->stats.insns += b->n;
+    log_at(block, "block %llx at pa %llx: %u instructions, %u bytes", (unsigned long long)f->la,
+           (unsigned long long)f->pa, b->n, b->bytes);
+}
+
+/* Decodes from @host to the end of the page; NULL when not even one instruction lies within the page. */
+static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode)
+{
+    struct interp *ip = v->interp;
+    see_to_room(v);
+
+    u64 host = (u64)(uintptr_t)f->host;
+    struct code_page *page = page_track(v, f);
     struct decode_ctx ctx;
     decode_context(v, &ctx);
     struct block *b = (struct block *)(ip->arena + ip->used);
@@ -189,7 +230,7 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
         unsigned avail = room - at < 15 ? room - at : 15;
         memset(i, 0, sizeof(*i));
         if (insn_decode(&ctx, f->host + at, avail, i) != DECODE_OK)
-            break; /* crosses the page, or too long: block_single() knows which */
+            break; /* crosses the page, or too long: block_cross() knows which */
         insn_bind(i);
         at += i->len;
         n++;
@@ -208,59 +249,100 @@ static struct block *block_build(struct vcpu *v, const struct fetch *f, u32 mode
     if (!n)
         return NULL;
 
-    struct block **head = bucket(ip, host, mode);
     b->host = host;
     b->mode = mode;
     b->n = (u16)n;
     b->bytes = (u16)at;
     b->near = near;
-    b->heat = 0;
-    b->code = NULL;
-    b->links = NULL;
-    b->users = NULL;
-    b->hash_next = *head;
-    b->page_next = page->blocks;
-    *head = b;
-    page->blocks = b;
-    page->granules |= granules(host, at);
-    page->misses = 0;
+    b->cross = CROSS_NONE;
+    block_add(v, page, b, f);
     arena_take(ip, sizeof(*b) + n * sizeof(struct insn));
-    ip->stats.blocks++;
-    ip->stats.insns += n;
-    log_at(block, "block %llx at pa %llx: %u instructions, %u bytes", (unsigned long long)f->la,
-           (unsigned long long)f->pa, n, at);
     return b;
 }
 
 struct block *block_known(struct interp *ip, u64 host, u32 mode)
 {
     struct block *b = *bucket(ip, host, mode);
-    while (b && (b->host != host || b->mode != mode))
+    while (b && (b->host != host || b->mode != mode || b->cross))
         b = b->hash_next;
     return b;
 }
 
-/* Few bytes, mostly: a call costs more than the comparison. */
-static inline bool same_bytes(const u8 *a, const u8 *b, unsigned n)
+struct block *block_known_cross(struct interp *ip, u64 host, u64 next, u32 mode)
 {
-    while (n && *a == *b)
-        a++, b++, n--;
-    return !n;
+    struct block *b = *bucket(ip, host, mode);
+    while (b && (b->host != host || b->mode != mode || !b->cross || block_crossing(b)->next != next))
+        b = b->hash_next;
+    return b;
 }
 
-/* The instruction at @la if it crosses into the next page, is known, and the TLB says that its bytes are what they were. */
-static struct block *cross_find(struct vcpu *v, gva_t la, u32 mode)
+void block_bytes(const struct block *b, unsigned at, u8 *to, unsigned len)
 {
-    const struct cross *c = &v->interp->cross[hash64(la, CROSS_BITS)];
-    unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
-    if (c->la != la || !c->block || c->block->mode != mode || c->block->bytes <= first || v->code_mode != CODE_64)
+    for (unsigned n = 0; n < len; n++) {
+        u64 host = b->host + at + n;
+        if (b->cross && (host ^ b->host) & PAGE_MASK)
+            host = block_crossing(b)->next + (host & ~PAGE_MASK);
+        to[n] = *(const u8 *)(uintptr_t)host;
+    }
+}
+
+/* Whether the instruction at @host is known to cross, wherever to. */
+static bool crosses(struct interp *ip, u64 host, u32 mode)
+{
+    const struct block *b = *bucket(ip, host, mode);
+    while (b && (b->host != host || b->mode != mode || !b->cross))
+        b = b->hash_next;
+    return b;
+}
+
+/* The instruction at @f if it goes on in the next page, and both are memory; raises the fault of fetching that. Else NULL. */
+static struct block *block_cross(struct vcpu *v, struct fetch *f, bool translated, u32 mode)
+{
+    struct interp *ip = v->interp;
+    u64 host = (u64)(uintptr_t)f->host;
+    unsigned first = (unsigned)(PAGE_SIZE - (host & ~PAGE_MASK));
+    if (first >= 15 || (v->code_mode != CODE_64 && f->la >= 0xfffff000u))
         return NULL;
-    const struct tlb_entry *e = tlb_slot(v, la), *next = tlb_slot(v, la + first);
-    if (e->tag_exec != (la & PAGE_MASK) || next->tag_exec != la + first ||
-        !same_bytes(c->bytes, (const u8 *)(uintptr_t)(la + e->addend), first) ||
-        !same_bytes(c->bytes + first, (const u8 *)(uintptr_t)(la + first + next->addend), c->block->bytes - first))
+    struct decode_ctx ctx;
+    struct insn i = {0};
+    decode_context(v, &ctx);
+    /* Only an instruction that needs the next page may look at it. */
+    if (!crosses(ip, host, mode) && insn_decode(&ctx, f->host, first, &i) != DECODE_SHORT)
         return NULL;
-    return c->block;
+    struct fetch rest;
+    fetch_locate(v, f->la + first, &rest);
+    if (!rest.host)
+        return NULL;
+    struct block *b = block_known_cross(ip, host, (u64)(uintptr_t)rest.host, mode);
+    if (b)
+        return b;
+    if (!translated)
+        fetch_translate(v, f->la, f);
+    fetch_translate(v, f->la + first, &rest); /* for the physical address */
+    if (!f->host || !rest.host)
+        return NULL;
+    see_to_room(v);
+    struct code_page *page = page_track(v, f), *next = page_track(v, &rest);
+    u8 bytes[15];
+    memcpy(bytes, f->host, first);
+    memcpy(bytes + first, rest.host, sizeof(bytes) - first);
+    memset(&i, 0, sizeof(i));
+    if (insn_decode(&ctx, bytes, sizeof(bytes), &i) != DECODE_OK || i.len <= first)
+        return NULL;
+    insn_bind(&i);
+    bool special = unlikely(mode >> BLOCK_CET_SHIFT) && cet_bind(&i, mode >> BLOCK_CET_SHIFT, ctx.mode);
+    const struct insn_row *row = insn_row(&i);
+    b = arena_take(ip, sizeof(*b) + sizeof(i) + sizeof(struct crossing));
+    struct block *mark = arena_take(ip, sizeof(*mark) + sizeof(struct crossing));
+    *b = (struct block){.host = (u64)(uintptr_t)f->host, .mode = mode, .n = 1, .bytes = i.len, .cross = CROSS_INSN,
+                        .near = !special && (!(row->checks & CHK_END) || near_branch(&i, row))};
+    b->insn[0] = i;
+    *mark = (struct block){.host = (u64)(uintptr_t)rest.host, .bytes = (u16)(i.len - first), .cross = CROSS_MARK};
+    *block_crossing(b) = (struct crossing){mark->host, mark};
+    *block_crossing(mark) = (struct crossing){b->host, b};
+    block_add(v, page, b, f);
+    page_add(next, mark);
+    return b;
 }
 
 struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
@@ -269,11 +351,6 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
     struct fetch f = {.la = la};
     bool translated = false;
     ip->stats.lookups++;
-    if ((la & ~PAGE_MASK) > PAGE_SIZE - 15) {
-        struct block *b = cross_find(v, la, mode);
-        if (b)
-            return b;
-    }
     const struct tlb_entry *e = tlb_slot(v, la);
     if (e->tag_exec == (la & PAGE_MASK)) {
         f.host = (u8 *)(uintptr_t)(la + e->addend);
@@ -286,9 +363,12 @@ struct block *block_find(struct vcpu *v, gva_t la, u32 mode)
     u64 host = (u64)(uintptr_t)f.host;
     struct block *b = block_known(ip, host, mode);
     if (!b) {
-        if (!translated) /* the TLB does not know the physical address */
-            fetch_translate(v, la, &f);
-        b = f.host ? block_build(v, &f, mode) : NULL;
+        b = block_cross(v, &f, translated, mode);
+        if (!b) {
+            if (!translated) /* the TLB does not know the physical address */
+                fetch_translate(v, la, &f);
+            b = f.host ? block_build(v, &f, mode) : NULL;
+        }
         if (!b)
             return block_single(v);
     }
@@ -329,21 +409,14 @@ struct block *block_single(struct vcpu *v)
 
     struct decode_ctx ctx;
     struct insn i = {0};
-    struct cross *c = &ip->cross[hash64(la, CROSS_BITS)];
     unsigned have = first;
-    bool known = c->block && c->la == la && c->block->mode == mode;
-    /* Only an instruction that needs the next page may look at it. */
-    if (known && c->block->insn[0].len <= first && !memcmp(c->bytes, bytes, c->block->insn[0].len))
-        return c->block;
     decode_context(v, &ctx);
-    enum decode_status status = known && !memcmp(c->bytes, bytes, first) && c->block->insn[0].len > first ?
-                                    DECODE_SHORT : insn_decode(&ctx, bytes, first, &i);
+    enum decode_status status = insn_decode(&ctx, bytes, first, &i);
+    /* Only an instruction that needs the next page may look at it. */
     if (status == DECODE_SHORT && first < avail) {
         fetch_locate(v, (la + first) & v->linear_mask, &f);
         fetch_bytes(v, &f, bytes + first, avail - first);
         have = avail;
-        if (known && c->block->insn[0].len <= have && !memcmp(c->bytes, bytes, c->block->insn[0].len))
-            return c->block;
         memset(&i, 0, sizeof(i));
         status = insn_decode(&ctx, bytes, have, &i);
     }
@@ -356,18 +429,11 @@ struct block *block_single(struct vcpu *v)
     insn_bind(&i);
     if (unlikely(v->cet))
         cet_bind(&i, v->cet, ctx.mode);
-    if (!c->block) {
-        c->block = calloc(1, sizeof(struct block) + sizeof(struct insn));
-        if (!c->block)
-            panic("no memory for a decoded instruction");
-    }
-    c->la = la;
-    memcpy(c->bytes, bytes, sizeof(bytes));
     const struct insn_row *row = insn_row(&i);
     bool near = !(row->checks & CHK_END) || near_branch(&i, row);
-    *c->block = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = near};
-    c->block->insn[0] = i;
-    return c->block;
+    *ip->single = (struct block){.mode = mode, .n = 1, .bytes = i.len, .near = near};
+    ip->single->insn[0] = i;
+    return ip->single;
 }
 
 /* ---- self-modifying code ---- */
@@ -383,26 +449,43 @@ static void block_unlink(struct vcpu *v, struct block *b)
     b->mode = 0;
     if (b->code || b->users)
         ip->block_died(v, b);
+    if (b == ip->current)
+        cpu_attention(v, ATT_BLOCK);
+}
+
+static void page_remove(struct code_page *page, const struct block *b)
+{
+    struct block **p = &page->blocks;
+    while (*p && *p != b)
+        p = &(*p)->page_next;
+    if (*p)
+        *p = b->page_next;
 }
 
 /* Kills the blocks of @page that touch bytes @from..@to-1 of it. */
 static unsigned page_kill(struct vcpu *v, struct code_page *page, u64 from, u64 to)
 {
-    struct interp *ip = v->interp;
     unsigned killed = 0;
     page->granules = 0;
     for (struct block **p = &page->blocks; *p;) {
         struct block *b = *p;
-        if (b->host < to && b->host + b->bytes > from) {
-            *p = b->page_next;
-            block_unlink(v, b);
-            if (b == ip->current)
-                cpu_attention(v, ATT_BLOCK);
-            killed++;
-        } else {
+        if (b->host >= to || b->host + b->bytes <= from) {
             page->granules |= granules(b->host, b->bytes);
             p = &b->page_next;
+            continue;
         }
+        *p = b->page_next;
+        killed++;
+        if (!b->cross) {
+            block_unlink(v, b);
+            continue;
+        }
+        /* Both halves go. They may be in one list: from its start again. */
+        struct block *other = block_crossing(b)->partner;
+        page_remove(page_find(v->interp, other->host), other);
+        block_unlink(v, b->cross == CROSS_MARK ? other : b);
+        page->granules = 0;
+        p = &page->blocks;
     }
     return killed;
 }

@@ -14,7 +14,6 @@
 #define BLOCK_MAX 48
 #define BLOCK_HASH_BITS 18 /* booting Linux decodes 150 000 blocks */
 #define CODE_PAGE_HASH_BITS 13
-#define CROSS_BITS 6
 #define ARENA_SIZE (64u << 20)
 
 struct block {
@@ -23,6 +22,7 @@ struct block {
     u16 n;          /* instructions */
     u16 bytes;
     bool near;      /* ends without changing mode or mappings: the next lookup may use the same context */
+    u8 cross;       /* enum block_cross */
     u32 heat;       /* for a second engine: executions so far, and */
     void *code;     /* its translation; NULL: none */
     void *links;    /* what the translation is linked with */
@@ -32,6 +32,20 @@ struct block {
     struct insn insn[];
 };
 
+/*
+ * An instruction that begins in one page and ends in the next is a block of its own, which is right only where the
+ * next page is the one it was decoded from. In that page's list is a mark that stands for its rest.
+ */
+enum block_cross { CROSS_NONE, CROSS_INSN, CROSS_MARK };
+struct crossing { /* behind the instruction */
+    u64 next;              /* host address of the second page */
+    struct block *partner; /* the mark, or whose mark it is */
+};
+static inline struct crossing *block_crossing(const struct block *b)
+{
+    return (struct crossing *)(uintptr_t)&b->insn[b->n];
+}
+
 /* A page with decoded code, by host address. */
 struct code_page {
     u64 host;
@@ -40,14 +54,6 @@ struct code_page {
     struct code_page *next;
     u32 misses;     /* writes to the page that hit no code since its last block */
     u32 patience;   /* misses after which the page's code is dropped to make writes cheap again */
-};
-
-/* An instruction that is not cached as a block: it crosses pages, or ends at the CS limit. */
-struct cross {
-    gva_t la;
-    u8 bytes[16];
-    u8 avail;
-    struct block *block; /* of one instruction */
 };
 
 struct interp_stats {
@@ -65,7 +71,7 @@ struct interp {
     size_t used;
     struct block *hash[1 << BLOCK_HASH_BITS];
     struct code_page *pages[1 << CODE_PAGE_HASH_BITS];
-    struct cross cross[1 << CROSS_BITS];
+    struct block *single;       /* of block_single() */
     u32 unwinds;                /* since the engine was entered */
     u64 traced[16];             /* registers before the instruction being traced */
     struct interp_stats stats;
@@ -88,8 +94,13 @@ void interp_free(struct interp *ip);
 struct block *block_find(struct vcpu *v, gva_t la, u32 mode);
 /* The block of @mode at host address @host if it has been decoded, else NULL. */
 struct block *block_known(struct interp *ip, u64 host, u32 mode);
-/* One instruction at v->rip, fetched with every check: for what cannot be a cached block. */
+/* Likewise the instruction there that goes on in the page @next. */
+struct block *block_known_cross(struct interp *ip, u64 host, u64 next, u32 mode);
+/* One instruction at v->rip, fetched with every check: for what cannot be a cached block (code in device memory, at the CS
+ * limit). Valid until the next call. */
 struct block *block_single(struct vcpu *v);
 /* Physical bytes were written: kills the blocks that contain any of them. */
 void block_written(struct vcpu *v, pa_t pa, size_t len);
+/* @len bytes of @b's code from its byte @at on. */
+void block_bytes(const struct block *b, unsigned at, u8 *to, unsigned len);
 bool block_page_holds_code(struct vcpu *v, pa_t pa);

@@ -237,6 +237,17 @@ struct vcpu_debug {
     u64 hit_pa; /* of a physical range */
 };
 
+/*
+ * What an engine has found out about the pages that it executes from, in words of its own: the MMU makes each of them
+ * CODE_GUARD_NONE whenever a page may be mapped or executable no longer, or the address space changes.
+ */
+#define CODE_GUARD_NONE BIT64(63) /* never a RIP */
+#define CODE_GUARDS_TOLD 8192
+struct code_guards {
+    u64 n;
+    u64 *told[CODE_GUARDS_TOLD];
+};
+
 struct virt_ops;
 struct intc_ops;
 struct irq_line;
@@ -394,6 +405,7 @@ struct vcpu {
     struct pmu *pmu;    /* performance counters (pmu.h); NULL: the model has none */
     u64 pmu_alarm;      /* the icount at which one of them overflows with an interrupt; ~0: none */
     u64 unfinished;     /* instructions in icount that were interrupted between two elements, and begin again */
+    struct code_guards *guards; /* NULL: the engine has none */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
 
     /* ---- cells: [0] CPL 0 to 2, [1] CPL 3 ---- */

@@ -263,7 +263,7 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
         struct state before;
         size_t len = 0;
         bool stop = false;
-        const u8 *host = (const u8 *)(uintptr_t)b->host + (rip - start);
+        unsigned from = (unsigned)(rip - start);
         v->rip = rip;
         state_take(v, &before);
         r->n = 0;
@@ -276,11 +276,11 @@ static enum hot_result both(struct vcpu *v, struct block *b, const struct contex
             bool native = b->host && jit_native(v, i) && insn_places(v, i, r);
             if (!native && n != first) {
                 stop = r->missed;
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 break;
             }
             if (native) {
-                memcpy(bytes + len, host + len, i->len);
+                block_bytes(b, from + (unsigned)len, bytes + len, i->len);
                 len += i->len;
             }
             i->fn(v, i);
@@ -334,6 +334,12 @@ static struct block *next_block(struct vcpu *v, const struct block *b, u64 start
     if ((host ^ b->host) <= ~PAGE_MASK)
         return block_known(v->interp, host, b->mode);
     gva_t la = (c->cs_base + v->rip) & v->linear_mask;
+    const struct tlb_entry *e = tlb_slot(v, la);
+    if (e->tag_exec == (la & PAGE_MASK)) {
+        struct block *there = block_known(v->interp, la + e->addend, b->mode);
+        if (there)
+            return there;
+    }
     const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
     struct block *next = hint->rip == la ? hint->block : NULL;
     return next && next->mode == b->mode && v->rip + next->bytes - 1 <= c->rip_max ? next : NULL;
@@ -371,8 +377,8 @@ static void walk_on(struct vcpu *v, const struct block *b, const struct context 
             continue;
         b = b->near ? next_block(v, b, start, c) : NULL;
         if (!b) {
-            w->exact = false;
-            w->why = "no translation can know what follows";
+            w->exact = true; /* what follows may be known to the translation, by a link to another page */
+            w->why = "it is not known what follows";
             w->at = NULL;
             return;
         }
@@ -464,7 +470,7 @@ static bool both_paths(struct vcpu *v, struct block *b, const struct context *c)
     for (unsigned n = 0; n < r->n; n++)
         memcpy(r->place[n].interp, r->place[n].host, r->place[n].size);
     undo(v, r, &before);
-    u64 count = jit_run_path(v, b, c->hints, w.exact || budget < PATH_INSNS ? w.n : w.n + PATH_INSNS);
+    u64 count = jit_run_path(v, b, w.exact || budget < PATH_INSNS ? w.n : w.n + PATH_INSNS);
     state_take(v, &jit);
     for (unsigned n = 0; n < r->n; n++)
         memcpy(r->place[n].jit, r->place[n].host, r->place[n].size);

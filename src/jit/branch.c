@@ -1,4 +1,4 @@
-/* Control flow: links within the page, the jump cache for everything else. */
+/* Control flow: links between translations, with a guard between pages, and the jump cache for what is known only now. */
 #include "jit/tr.h"
 
 /* frame.rip += delta; flags are disturbed. */
@@ -17,13 +17,42 @@ void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention)
     *from_attention = put_jcc(t->c, CC_NE);
 }
 
+/* RCX = the address @delta bytes from the block's start. */
+static void rcx_move(struct tr *t, s64 delta)
+{
+    for (s64 part; delta; delta -= part) {
+        part = delta > INT32_MAX ? INT32_MAX : delta < INT32_MIN ? INT32_MIN : delta;
+        put_rm(t->c, t->wide, 0x8d, H_RCX, H_RCX, (s32)part);
+    }
+}
+void rip_to_rcx(struct tr *t, s64 delta)
+{
+    put_rm(t->c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
+    rcx_move(t, delta);
+}
+
+/* ---- links ---- */
+
+/* Where the byte at @delta is in host memory, if that is known: @pages of the path are. Else 0. */
+static u64 host_at(const struct tr *t, s64 delta, u32 pages)
+{
+    if (in_page(t->b, delta))
+        return t->b->host + (u64)delta;
+    const struct path *p = t->q->path;
+    s64 distance = page_distance(t->b->host, delta);
+    for (unsigned n = 0; p && n < p->npages; n++)
+        if (p->page[n].distance == distance && pages & BIT(n))
+            return p->page[n].host + ((t->b->host + (u64)delta) & ~PAGE_MASK);
+    return 0;
+}
+
 /*
- * To @delta bytes from the block's start, in the same page: a link. A chain needs no other check than
+ * To @delta bytes from the block's start, where @host is: a link. A chain needs no other check than
  * the budget and attention at the entry of the next block: the page that holds both is mapped and
  * executable as it was when the first began, since every instruction that changes a mapping makes
  * attention non-zero and the code is left behind it.
  */
-void emit_link(struct tr *t, s64 delta)
+static void emit_link(struct tr *t, s64 delta, u64 host)
 {
     if (delta == 0 && !t->q->region) {
         if (t->body && t->nagain + 2 <= ARRAY_SIZE(t->again)) {
@@ -36,10 +65,6 @@ void emit_link(struct tr *t, s64 delta)
         return;
     }
     rip_add(t, delta);
-    if (t->q->region) {
-        emit_exit(t, JIT_EXIT_STOP);
-        return;
-    }
     struct jit *j = t->j;
     u8 *at = put_jmp(t->c);
     u32 n = at ? link_take(j) : 0;
@@ -48,69 +73,235 @@ void emit_link(struct tr *t, s64 delta)
         return;
     }
     put_target(at, t->c->p); /* unlinked: what follows */
-    j->link[n] = (struct link){.at = at, .unlinked = t->c->p, .host = t->b->host + (u64)delta, .from = t->q->head, .next_out = t->links->out};
+    j->link[n] = (struct link){.at = at, .unlinked = t->c->p, .host = host, .from = t->q->head, .next_out = t->links->out};
     t->links->out = n;
     emit_exit(t, JIT_EXIT_LINK | n << 4);
 }
 
-/* The code of the block at the linear address in RCX, in RAX; else the slow path. RCX stays. */
+void emit_link_in_page(struct tr *t, s64 delta)
+{
+    if (t->q->region) {
+        rip_add(t, delta);
+        emit_exit(t, JIT_EXIT_STOP);
+    } else {
+        emit_link(t, delta, t->b->host + (u64)delta);
+    }
+}
+
+/* Of the path, to what begins with an instruction in one of @pages. */
+void emit_link_along(struct tr *t, s64 delta, u32 pages)
+{
+    u64 host = host_at(t, delta, pages);
+    if (host)
+        emit_link(t, delta, host);
+    else
+        t->c->full = true;
+}
+
+/* ---- guards ---- */
+
+/* op reg, [data]: what lies near the arena is reached from RIP. */
+static void put_data(struct tr *t, unsigned op, unsigned reg, const void *data)
+{
+    struct code_buf *c = t->c;
+    put_rex(c, true, reg, 0, 0);
+    put_opcode(c, op);
+    put1(c, (reg & 7) << 3 | 5);
+    put4(c, (u32)((const u8 *)data - (t->j->rx + (c->p + 4 - t->j->rw))));
+}
+
+/* Is the page at @distance from the first where @host says? If not, jumps to a site, which is returned; NULL: no room. */
+static struct guard_site *emit_guard(struct tr *t, s64 distance, u64 host, s32 off, bool keep_flags)
+{
+    struct code_buf *c = t->c;
+    struct guard *g = t->nguard < ARRAY_SIZE(t->guard) ? guard_take(t->j) : NULL;
+    if (!g) {
+        c->full = true;
+        return NULL;
+    }
+    u64 page = (u64)distance * PAGE_SIZE - (t->b->host & ~PAGE_MASK);
+    *g = (struct guard){.rip = CODE_GUARD_NONE, .page = page, .host = host, .from = page - (u64)(s64)off};
+    struct guard_site *s = &t->guard[t->nguard++];
+    *s = (struct guard_site){.guard = g, .off = off, .idx = t->idx, .load_flags = keep_flags, .fip_valid = t->fip_valid, .fip = t->fip};
+    put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
+    if (keep_flags) { /* g->rip - RCX, without arithmetic */
+        put_data(t, 0x8b, H_RAX, &g->rip);
+        put_rr(c, true, 0xf7, 2, H_RCX); /* not rcx */
+        put_rmx(c, true, 0x8d, H_RCX, H_RCX, H_RAX, 0, 1);
+        put1(c, 0xe3), put1(c, 5); /* jrcxz over the jump */
+        s->from = put_jmp(c);
+    } else {
+        put_data(t, 0x3b, H_RCX, &g->rip);
+        s->from = put_jcc(c, CC_NE);
+    }
+    s->back = c->p;
+    return s;
+}
+
+void emit_page_guards(struct tr *t, const struct insn *i)
+{
+    const struct path *p = t->q->path;
+    for (s32 off = t->off; p && off < t->off + i->len; off += i->len - 1) {
+        s64 distance = page_distance(t->b->host, off);
+        unsigned n = 0;
+        while (n < p->npages && p->page[n].distance != distance)
+            n++;
+        if (n == p->npages) {
+            t->c->full = true;
+            return;
+        }
+        if (!(t->pages & BIT(n))) {
+            bool live = !t->idx || t->live_after[t->idx - 1];
+            if (live && t->flags == FL_NOWHERE)
+                flags_keep(t);
+            live &= t->flags == FL_HOST;
+            t->rcx = 0;
+            if (!emit_guard(t, distance, p->page[n].host, t->off, live))
+                return;
+            if (!live)
+                flags_disturb(t);
+            t->pages |= BIT(n);
+        }
+        if (i->len == 1)
+            return;
+    }
+}
+
+/* To a page that is not known: the guard first, so that nothing has happened if the branch at @off has to be left to its body. */
+static struct guard_site *far_begin(struct tr *t, s64 delta, unsigned idx, s32 off, bool branch)
+{
+    struct jit *j = t->j;
+    u32 n = link_take(j);
+    struct guard_site *s = n ? emit_guard(t, page_distance(t->b->host, delta), 0, off, false) : NULL;
+    if (!s) {
+        t->c->full = true;
+        return NULL;
+    }
+    s->link = n;
+    s->idx = idx;
+    s->branch = branch;
+    s->delta = delta;
+    s->fip_valid = false;
+    j->link[n] = (struct link){.host = (t->b->host + (u64)delta) & ~PAGE_MASK, .guard = s->guard, .from = t->q->head, .next_out = t->links->out};
+    t->links->out = n;
+    return s;
+}
+
+/* RCX is frame.rip. */
+static void far_end(struct tr *t, struct guard_site *s)
+{
+    if (!s)
+        return;
+    left_add(t, s->idx);
+    rcx_move(t, s->delta);
+    put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+    s->unlinked = t->j->link[s->link].at = put_jmp(t->c);
+}
+
+void emit_guard_sites(struct tr *t)
+{
+    struct code_buf *c = t->c;
+    for (unsigned n = 0; n < t->nguard; n++) {
+        const struct guard_site *s = &t->guard[n];
+        put_target(s->from, c->p);
+        if (s->load_flags)
+            flags_save(t);
+        put_data(t, 0x8d, H_RAX, s->guard);
+        put_call_to(c, t->j->guard_ask);
+        u8 *elsewhere = put_jcc(c, CC_NE);
+        if (s->load_flags)
+            flags_load(t);
+        else if (s->link)
+            put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
+        put_jmp_to(c, s->back);
+        put_target(elsewhere, c->p);
+        if (!s->link) {
+            fip_flush(t, s->fip_valid, s->fip);
+            left_add(t, s->idx - 1);
+            rip_add(t, s->off);
+            emit_exit(t, JIT_EXIT_GUARD | (u32)(s->guard - t->j->guard) << 4);
+            continue;
+        }
+        if (s->branch) {
+            emit_body_call(t, s->idx, s->off);
+            put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
+        } else {
+            rip_to_rcx(t, s->delta);
+        }
+        put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+        left_add(t, s->idx);
+        put_target(s->unlinked, c->p);
+        t->j->link[s->link].unlinked = c->p;
+        emit_exit(t, JIT_EXIT_LINK | s->link << 4);
+    }
+}
+
+/* ---- the jump cache ---- */
+
+/* The entry of the jump cache for the linear address in RCX, in RAX; else the slow path. RCX stays. */
 static void emit_lookup(struct tr *t)
 {
     struct code_buf *c = t->c;
-    if (t->q->region) {
-        put_mov_imm(c, H_RAX, 0);
+    if (t->q->region)
+        return;
+    put_rr(c, false, 0x69, H_RAX, H_RCX), put4(c, JUMP_CODE_FACTOR); /* imul eax, ecx, x */
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, JUMP_CODE_SHIFT);
+    put_rr(c, false, 0xc1, 4, H_RAX), put1(c, 5);
+    put_rm(c, true, 0x03, H_RAX, H_RSP, F_AT(codes));
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, offsetof(struct jump_cache_entry, rip));
+    u8 *from = put_jcc(c, CC_NE);
+    if (t->nsecond == ARRAY_SIZE(t->second)) {
+        c->full = true;
         return;
     }
-    put_rr(c, false, 0x8b, H_RAX, H_RCX);
-    put_alu_imm(c, false, 4, H_RAX, (1 << JUMP_CACHE_BITS) - 1);
-    put_rr(c, false, 0xc1, 4, H_RAX), put1(c, 4);
-    put_rm(c, true, 0x03, H_RAX, H_RSP, F_AT(hints));
-    put_rm(c, true, 0x39, H_RCX, H_RAX, offsetof(struct jump_cache_entry, rip));
-    slow_if(t, CC_NE);
-    put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct jump_cache_entry, block));
-    put_rm(c, false, 0x81, 7, H_RAX, offsetof(struct block, mode));
-    put4(c, t->b->mode);
-    slow_if(t, CC_NE);
-    put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct block, code));
-    put_rr(c, true, 0x85, H_RAX, H_RAX);
-    slow_if(t, CC_E);
+    t->second[t->nsecond++] = (struct second){from, c->p, slow_path(t)};
 }
 _Static_assert(sizeof(struct jump_cache_entry) == 16, "emit_lookup() scales by it");
 
-/* To the code in RAX, for the address in RCX. */
+/* The first way of the jump cache has something else. */
+void emit_seconds(struct tr *t)
+{
+    struct code_buf *c = t->c;
+    for (unsigned n = 0; n < t->nsecond; n++) {
+        const struct second *s = &t->second[n];
+        put_target(s->from, c->p);
+        put_alu_imm(c, true, 0, H_RAX, sizeof(struct jump_cache_entry));
+        put_rm(c, true, 0x3b, H_RCX, H_RAX, offsetof(struct jump_cache_entry, rip));
+        slow_add(t, s->slow, CC_NE);
+        put_jmp_to(c, s->back);
+    }
+}
+
+/* To the code of the entry in RAX, for the address in RCX. */
 static void emit_enter(struct tr *t)
 {
     put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
     if (t->q->region)
         emit_exit(t, JIT_EXIT_STOP);
     else
-        put1(t->c, 0xff), put1(t->c, 0xe0); /* jmp rax */
-}
-
-/* RCX = the address @delta bytes from the block's start. */
-void rip_to_rcx(struct tr *t, s64 delta)
-{
-    put_rm(t->c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
-    put_rm(t->c, t->wide, 0x8d, H_RCX, H_RCX, (s32)delta);
+        put_rm(t->c, false, 0xff, 4, H_RAX, offsetof(struct jump_cache_entry, block)); /* jmp [rax + 8] */
 }
 
 /* A branch whose slow path leaves translated code with what the body said. */
 void slow_leaves(struct tr *t, enum jit_exit reason)
 {
     if (t->cur)
-        t->cur->leave = (u8)(reason + 1);
+        t->cur->leave = reason + 1u;
     t->cur = NULL;
 }
 
-void emit_jump(struct tr *t, s64 delta)
+void emit_jump(struct tr *t, s64 delta, bool branch)
 {
-    if (in_page(t->b, delta)) {
-        emit_link(t, delta);
+    if (t->q->region) {
+        rip_to_rcx(t, delta);
+        emit_enter(t);
         return;
     }
-    rip_to_rcx(t, delta);
-    emit_lookup(t);
-    emit_enter(t);
+    u64 host = host_at(t, delta, t->pages);
+    if (host)
+        emit_link(t, delta, host);
+    else
+        far_end(t, far_begin(t, delta, t->idx, t->off, branch));
 }
 
 void emit_jcc(struct tr *t, const struct insn *i)
@@ -119,9 +310,9 @@ void emit_jcc(struct tr *t, const struct insn *i)
     flags_want(t);
     flags_keep(t);
     u8 *at = put_jcc(t->c, i->opcode & 15);
-    emit_jump(t, next);
+    emit_jump(t, next, true);
     put_target(at, t->c->p);
-    emit_jump(t, taken);
+    emit_jump(t, taken, true);
     slow_leaves(t, JIT_EXIT_LOOKUP);
 }
 
@@ -140,23 +331,18 @@ static void emit_call_end(struct tr *t, const struct insn *i)
 
 void emit_call_rel(struct tr *t, const struct insn *i)
 {
-    struct code_buf *c = t->c;
     s64 target = t->off + i->len + (s64)i->imm;
     flags_keep(t);
-    if (in_page(t->b, target)) {
+    if (t->q->region || host_at(t, target, t->pages)) {
         emit_call_end(t, i);
-        emit_link(t, target);
-        slow_leaves(t, JIT_EXIT_LOOKUP);
-        return;
+        emit_jump(t, target, true);
+    } else {
+        struct guard_site *s = far_begin(t, target, t->idx, t->off, true);
+        flags_disturb(t);
+        emit_call_end(t, i);
+        put_rm(t->c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
+        far_end(t, s);
     }
-    rip_to_rcx(t, target);
-    emit_lookup(t);
-    flags_disturb(t);
-    put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
-    emit_call_end(t, i);
-    rip_to_rcx(t, target);
-    put_rm(c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
-    emit_enter(t);
     slow_leaves(t, JIT_EXIT_LOOKUP);
 }
 
@@ -191,12 +377,18 @@ void emit_call_ind(struct tr *t, const struct insn *i)
     emit_indirect_target(t, i);
     emit_lookup(t);
     flags_disturb(t);
-    put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
     put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(temp2));
+    if (!t->q->region) {
+        put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct jump_cache_entry, block));
+        put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    }
     emit_call_end(t, i);
     put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(temp2));
-    put_rm(c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
-    emit_enter(t);
+    put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+    if (t->q->region)
+        emit_exit(t, JIT_EXIT_STOP);
+    else
+        put_rm(c, false, 0xff, 4, H_RSP, F_AT(temp)); /* jmp [rsp + temp] */
     slow_leaves(t, JIT_EXIT_LOOKUP);
 }
 
@@ -217,15 +409,18 @@ void emit_ret(struct tr *t, const struct insn *i)
 void emit_goto(struct tr *t)
 {
     struct code_buf *c = t->c;
-    struct slow misses = {0}, *cur = t->cur;
     put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
     if (!t->q->region && !t->segmented) {
+        struct slow misses = {0}, *cur = t->cur;
         t->cur = &misses;
         emit_lookup(t);
-        put1(c, 0xff), put1(c, 0xe0); /* jmp rax */
+        put_rm(c, false, 0xff, 4, H_RAX, offsetof(struct jump_cache_entry, block));
         t->cur = cur;
-        for (unsigned n = 0; n < misses.n; n++)
-            put_target(misses.from[n], c->p);
+        const struct second *s = &t->second[--t->nsecond];
+        put_target(s->from, c->p);
+        put_alu_imm(c, true, 0, H_RAX, sizeof(struct jump_cache_entry));
+        put_rm(c, true, 0x3b, H_RCX, H_RAX, offsetof(struct jump_cache_entry, rip));
+        put_target(put_jcc(c, CC_E), s->back);
     }
     emit_exit(t, t->q->region ? JIT_EXIT_STOP : JIT_EXIT_LOOKUP);
 }
@@ -241,7 +436,7 @@ static void emit_jcc_along(struct tr *t, const struct insn *i)
     unsigned cc = i->opcode & 15;
     u8 *from = put_jcc(t->c, next == taken ? cc ^ 1 : cc);
     t->exit[t->nexit++] = (struct side_exit){.from = from, .delta = next == taken ? fall : taken, .idx = (u8)t->idx,
-                                             .save_flags = t->flags == FL_HOST, .fip_valid = t->fip_valid, .fip = t->fip};
+                                             .save_flags = t->flags == FL_HOST, .fip_valid = t->fip_valid, .fip = t->fip, .pages = t->pages};
 }
 
 /* To where the call on the path came from, if that is what is on the stack. */
@@ -287,12 +482,12 @@ void emit_side_exits(struct tr *t)
         if (x->save_flags)
             flags_save(t);
         fip_flush(t, x->fip_valid, x->fip);
-        left_add(t, x->idx);
-        if (in_page(t->b, x->delta)) {
-            emit_link(t, x->delta);
+        u64 host = host_at(t, x->delta, x->pages);
+        if (host) {
+            left_add(t, x->idx);
+            emit_link(t, x->delta, host);
         } else {
-            rip_to_rcx(t, x->delta);
-            emit_goto(t);
+            far_end(t, far_begin(t, x->delta, x->idx, t->q->off[x->idx], true));
         }
     }
 }

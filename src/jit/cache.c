@@ -35,6 +35,8 @@ static void link_unlist(struct jit *j, u32 n)
     l->to = NULL;
 }
 
+struct guard *guard_take(struct jit *j) { return j->guards < j->guards_end ? &j->guard[j->guards++] : NULL; }
+
 void links_release(struct jit *j, struct block_links *bl)
 {
     for (u32 n = bl->out, next; n; n = next) {
@@ -47,13 +49,28 @@ void links_release(struct jit *j, struct block_links *bl)
     bl->out = 0;
 }
 
+/* Nowhere yet, or nowhere any more. */
+static void link_undo(struct link *l)
+{
+    put_target(l->at, l->unlinked);
+    l->to = NULL;
+    if (l->guard)
+        *l->guard = (struct guard){.rip = CODE_GUARD_NONE, .page = l->guard->page, .from = l->guard->from};
+}
+
 void link_set(struct jit *j, u32 n, struct block *to)
 {
     struct link *l = &j->link[n];
     struct block_links *bl = to->links;
-    /* The boundary may have led elsewhere. */
-    if (l->to || !l->from || !bl || to->host != l->host || to->mode != l->from->mode)
+    /* The boundary may have led elsewhere. If it led to another block in a page like this, the guard does not let it pass. */
+    if (l->to == to || !l->from || !bl || (l->guard ? to->host & ~PAGE_MASK : to->host) != l->host || to->mode != l->from->mode)
         return;
+    if (l->to) { /* the page is another one now */
+        link_unlist(j, n);
+        link_undo(l);
+    }
+    if (l->guard)
+        l->guard->host = to->host & PAGE_MASK;
     put_target(l->at, j->rw + ((u8 *)to->code - j->rx));
     l->to = to;
     l->prev_in = 0;
@@ -73,12 +90,14 @@ static void translation_drop(struct jit *j, struct block *b)
     for (u32 n = bl->in, next; n; n = next) {
         struct link *l = &j->link[n];
         next = l->next_in;
-        put_target(l->at, l->unlinked);
-        l->to = NULL;
+        link_undo(l);
         j->stats.unlinks++;
     }
     bl->in = 0;
     links_release(j, bl);
+    /* Jump caches may know it. The entry's first instruction is long enough. */
+    struct code_buf entry = {j->rw + ((u8 *)b->code - j->rx), j->rw + j->size, false};
+    put_jmp_to(&entry, j->gone);
     b->code = NULL;
     b->links = NULL;
     b->heat = 0;
@@ -110,6 +129,8 @@ static void segment_begin(struct jit *j, unsigned s)
     j->segment = s;
     j->used = (j->base + s * code + 63) & ~(size_t)63;
     j->cold = (j->middle + s * cold + 63) & ~(size_t)63;
+    j->guards = s * (GUARDS / SEGMENTS);
+    j->guards_end = (s + 1) * (GUARDS / SEGMENTS);
     j->used_end = j->base + (s + 1) * code;
     j->cold_end = j->middle + (s + 1) * cold;
 }
@@ -144,10 +165,13 @@ static void cache_flush(struct vcpu *v)
             b->heat = 0;
         }
     cache_empty(v->jit);
+    mmu_jump_codes_forget(v);
 }
 
-static void segment_evict(struct jit *j, unsigned s)
+static void segment_evict(struct vcpu *v, unsigned s)
 {
+    struct jit *j = v->jit;
+    mmu_jump_codes_forget(v);
     for (struct block_links *bl = j->in_segment[s]; bl; bl = bl->next) {
         if (bl->head->links == bl && bl->head->code) {
             translation_drop(j, bl->head);
@@ -169,10 +193,10 @@ void cache_room(struct vcpu *v, size_t code, size_t cold)
     struct jit *j = v->jit;
     if (j->links_free + (LINK_MAX - j->links) < 2 * PATH_MAX_INSNS)
         cache_flush(v);
-    if (j->used + code <= j->used_end && j->cold + cold <= j->cold_end)
+    if (j->used + code <= j->used_end && j->cold + cold <= j->cold_end && j->guards + GUARDS_ROOM <= j->guards_end)
         return;
     unsigned next = (j->segment + 1) % SEGMENTS;
-    segment_evict(j, next);
+    segment_evict(v, next);
     segment_begin(j, next);
 }
 

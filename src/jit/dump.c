@@ -19,8 +19,7 @@ static void listing(FILE *out, const char *title, const u8 *code, size_t size, u
     cs_close(&h);
 }
 
-void jit_dump(const struct vcpu *v, const struct block *head, const struct path *p, const u8 *code, size_t size, const u8 *cold,
-              size_t rest)
+void jit_dump(const struct vcpu *v, const struct path *p, const u8 *code, size_t size, const u8 *cold, size_t rest)
 {
     FILE *out = v->jit_options.dump, *map = v->jit_options.map;
     if (map) {
@@ -36,9 +35,12 @@ void jit_dump(const struct vcpu *v, const struct block *head, const struct path 
         return;
     fprintf(out, "translation of %" PRIx64 ": %u instructions in %u blocks, %zu bytes of code and %zu of slow paths\n", v->rip, p->n,
             p->nblocks, size, rest);
-    for (unsigned n = 0; n < p->nblocks; n++)
-        listing(out, n ? "guest, next block" : "guest", (const u8 *)(uintptr_t)(head->host + (u64)(s64)p->at[n]), p->block[n]->bytes,
+    u8 bytes[15 * BLOCK_MAX];
+    for (unsigned n = 0; n < p->nblocks; n++) {
+        block_bytes(p->block[n], 0, bytes, p->block[n]->bytes);
+        listing(out, n ? "guest, next block" : "guest", bytes, p->block[n]->bytes,
                 v->rip + (u64)(s64)p->at[n], v->code_mode == CODE_64 ? CS_MODE_64 : CS_MODE_32);
+    }
     listing(out, "host", code, size, (u64)(uintptr_t)code, CS_MODE_64);
     listing(out, "host, slow paths", cold, rest, (u64)(uintptr_t)cold, CS_MODE_64);
 }

@@ -242,6 +242,7 @@ void span_exit(struct tr *t, struct miss *m)
     bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
     m->recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe;
     m->off = t->off;
+    m->pages = t->pages;
     m->idx = (u8)t->idx;
     m->fip_valid = t->fip_valid;
     m->fip = t->fip;
@@ -255,10 +256,5 @@ void span_leave(struct tr *t, const struct miss *m)
     }
     fip_flush(t, m->fip_valid, m->fip);
     left_add(t, m->idx - 1u);
-    if (in_page(t->b, m->off)) {
-        emit_link(t, m->off);
-    } else {
-        rip_to_rcx(t, m->off);
-        emit_goto(t);
-    }
+    emit_link_along(t, m->off, m->pages);
 }

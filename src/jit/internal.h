@@ -27,7 +27,7 @@ struct frame {
     s64 left;  /* instructions of the budget behind the running block */
     u64 rip;   /* guest address at which the running block begins */
     u64 flags; /* AL = OF, AH = as LAHF says: valid where the translation says so */
-    struct jump_cache_entry *hints;
+    struct jump_cache_entry *codes; /* mmu_jump_codes() */
     u64 end;   /* v->budget_end that .left counts from */
     u64 temp, temp2;
     struct jit *jit;
@@ -47,21 +47,33 @@ enum unit {
 #define UNIT_OF_SIMD_OK 0xfu
 
 /* What a call of a body is told besides the instruction: its distance from the start of the translation
- * (13 bits, signed), its number, and how many instructions the entry counted; packed in one register. */
-#define INFO(off, idx, n) (((u32)(off) & 0x1fff) | (u32)(idx) << 13 | (u32)(n) << 21)
-#define INFO_OFF(x) ((s64)(s32)((x) << 19) >> 19)
-#define INFO_IDX(x) ((x) >> 13 & 0xff)
-#define INFO_N(x) ((x) >> 21 & 0xff)
+ * (signed), its number, and how many instructions the entry counted; packed in one register. */
+#define INFO(off, idx, n) ((u64)(s64)(off) << 16 | (u64)(idx) << 8 | (n))
+#define INFO_OFF(x) ((s64)(x) >> 16)
+#define INFO_IDX(x) ((x) >> 8 & 0xff)
+#define INFO_N(x) ((x) & 0xff)
 
-/* The address in hand: exit reason in bits 3:0, for JIT_EXIT_LINK the number of the link above. */
+/* In hand when translated code is left: the reason in bits 3:0, the number of the link or guard above. */
 #define EXIT_REASON(x) ((x) & 15)
-#define EXIT_LINK(x) ((x) >> 4)
+#define EXIT_NUMBER(x) ((x) >> 4)
 
-/* A direct branch between two blocks of one page: a JMP whose target is set when both are translated. */
+/*
+ * That a page other than the one in which a translation begins is mapped executable where it was: what .rip is
+ * equal to frame.rip says, until the MMU overwrites it (struct code_guards). Else the TLB is asked.
+ */
+struct guard {
+    u64 rip;
+    u64 page; /* its linear address, from frame.rip on; */
+    u64 host; /* 0: nowhere yet */
+    u64 from; /* likewise .page, from the instruction on that needs it */
+};
+
+/* A direct branch between two blocks: a JMP whose target is set when both are translated. */
 struct link {
     u8 *at;          /* its rel32, in the writable mapping */
     const u8 *unlinked;
-    u64 host;        /* where the block that it leads to begins */
+    u64 host;        /* where the block that it leads to begins; in another page: where in that page */
+    struct guard *guard; /* into another page: what stands in front of it; else NULL */
     struct block *from, *to;   /* .to NULL: not linked */
     u32 next_in, prev_in; /* links into .to, while that is not NULL */
     u32 next_out;    /* next link out of .from */
@@ -79,18 +91,29 @@ struct block_links {
 
 #define LINK_MAX (1u << 18)
 #define SEGMENTS 8u
+#define GUARDS (1u << 17)
+#define GUARDS_ROOM (4 * PATH_MAX_BLOCKS + 8) /* that a translation may want, twice */
 
-/* What is translated together (path.c): blocks of one page, by offset from the first. */
+/* What is translated together (path.c): blocks, by offset from the first. */
 #define PATH_MAX_INSNS 160u
 #define PATH_MAX_BLOCKS 24u
+#define PATH_MAX_PAGES 8u
 struct path {
-    unsigned n, nblocks;
+    unsigned n, nblocks, npages;
     const struct insn *insn[PATH_MAX_INSNS];
-    s16 off[PATH_MAX_INSNS];
+    s32 off[PATH_MAX_INSNS];
     struct block *block[PATH_MAX_BLOCKS];
-    s16 at[PATH_MAX_BLOCKS];
+    s32 at[PATH_MAX_BLOCKS];
+    /* The pages that they are in: distance in pages from the first, and host address. */
+    struct path_page { s64 distance; u64 host; } page[PATH_MAX_PAGES];
     bool near; /* of the last block */
 };
+/* The page of the byte at @delta: so many pages from the first. */
+static inline s64 page_distance(u64 host, s64 delta)
+{
+    s64 at = (s64)(host & ~PAGE_MASK) + delta;
+    return (at - (at & (s64)~PAGE_MASK)) / (s64)PAGE_SIZE;
+}
 void path_find(struct vcpu *v, struct block *head, struct path *p);
 static inline bool in_page(const struct block *b, s64 delta)
 {
@@ -124,7 +147,7 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2]; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2], *guard_ask, *gone; /* stubs, addresses in the writable mapping */
     u8 *ask[2][2];      /* without and with refill[]; for reads, for writes */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
@@ -135,6 +158,10 @@ struct jit {
     u32 links;           /* numbers below were used, */
     u32 link_free, links_free; /* of which these are free again: a list through .next_out */
     u32 pending;        /* the link that left translated code last */
+    bool interpret;     /* the next block: translated code could not go on there */
+    struct guard *guard; /* GUARDS of them, behind the executable mapping of the arena */
+    u32 guards, guards_end; /* used, of the segment */
+    struct code_guards told;
     bool host_has[FEAT_COUNT]; /* by the host's CPUID; FEAT_NONE: true */
     bool host_xsave;    /* and its operating system has XSAVE on */
     bool zmm;           /* the guest's vector registers are wider than 256 bits */
@@ -149,7 +176,8 @@ struct translation_request {
     struct jit *j;
     struct block *b;    /* the instructions, perhaps of several blocks (path.c), */
     struct block *head; /* of which this is the first */
-    const s16 *off;     /* where each instruction is; NULL: one block */
+    const s32 *off;     /* where each instruction is; NULL: one block */
+    const struct path *path; /* NULL: in no path */
     unsigned first, count;
     bool region; /* for jit_run_region: no links, no lookups, ends in JIT_EXIT_STOP */
     bool stop;   /* the slow path of the last instruction is JIT_EXIT_STOP in front of it */
@@ -163,6 +191,7 @@ bool jit_segmented_ok(const struct vcpu *v);
 
 /* ---- cache.c ---- */
 u32 link_take(struct jit *j); /* 0: none left */
+struct guard *guard_take(struct jit *j); /* NULL: none left */
 void links_release(struct jit *j, struct block_links *bl);
 void link_set(struct jit *j, u32 n, struct block *to);
 void cache_init(struct jit *j);
@@ -177,8 +206,7 @@ void cache_blocks_flushed(struct vcpu *v);
 size_t arena_take(struct jit *j, size_t size);
 
 /* ---- dump.c ---- */
-void jit_dump(const struct vcpu *v, const struct block *head, const struct path *p, const u8 *code, size_t size, const u8 *cold,
-              size_t rest);
+void jit_dump(const struct vcpu *v, const struct path *p, const u8 *code, size_t size, const u8 *cold, size_t rest);
 
 /* ---- refill.c ---- */
 /* refill[0] for reads, [1] for writes: RAX, RCX and the flags are as tlb_ask() leaves them, asked again. */
@@ -194,6 +222,6 @@ void jit_units_leave(struct vcpu *v, struct frame *f);
 void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(struct code_buf *c, bool load));
 
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
-u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 /* Registers are in v: the rest of the frame follows. */
 void jit_leave(struct vcpu *v, struct frame *f);

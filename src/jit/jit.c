@@ -138,7 +138,7 @@ static void make_ask_stub(const struct jit *j, struct code_buf *c, bool refill, 
 }
 _Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 40, "make_ask_stub() scales by them");
 
-static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f);
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 
 static void make_stubs(struct jit *j)
 {
@@ -170,13 +170,13 @@ static void make_stubs(struct jit *j)
     put_rm(&c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
     put_return(&c);
 
-    /* The body of the instruction at RCX, INFO in EAX. */
+    /* The body of the instruction at RCX, INFO in RAX. */
     j->call = c.p;
     put_registers(&c, false);
     put_vec_store(j, &c, 8);
     put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
     put_mov_rr(&c, H_RSI, H_RCX);
-    put_rr(&c, false, 0x8b, H_RDX, H_RAX);
+    put_mov_rr(&c, H_RDX, H_RAX);
     put_rm(&c, true, 0x8d, H_RCX, H_RSP, 8);
     put_alu_imm(&c, true, 5, H_RSP, 8);
     put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_body : (const void *)(uintptr_t)jit_call_body);
@@ -197,6 +197,41 @@ static void make_stubs(struct jit *j)
             make_ask_stub(j, &c, refill, write);
         }
 
+    /* Is the page of the guard at RAX mapped where that says? Z: yes. RCX is lost. */
+    j->guard_ask = c.p;
+    put_push(&c, H_RDX);
+    put_rm(&c, true, 0x8b, H_RCX, H_RSP, F_AT(rip) + 16);
+    put_rm(&c, true, 0x03, H_RCX, H_RAX, offsetof(struct guard, page));
+    put_rm(&c, true, 0x23, H_RCX, H_RBP, V_AT(linear_mask));
+    put_rr(&c, false, 0x8b, H_RDX, H_RCX);
+    put_rr(&c, false, 0xc1, 5, H_RDX), put1(&c, PAGE_SHIFT - 5);
+    put_alu_imm(&c, false, 4, H_RDX, (TLB_SIZE - 1) << 5);
+    put_rm(&c, true, 0x03, H_RDX, H_RBP, V_AT(tlb_now));
+    put_rm(&c, true, 0x3b, H_RCX, H_RDX, offsetof(struct tlb_entry, tag_exec));
+    u8 *unknown = put_jcc(&c, CC_NE);
+    put_rm(&c, true, 0x03, H_RCX, H_RDX, offsetof(struct tlb_entry, addend));
+    put_rm(&c, true, 0x3b, H_RCX, H_RAX, offsetof(struct guard, host));
+    u8 *elsewhere = put_jcc(&c, CC_NE);
+    put_mov_imm(&c, H_RDX, (u64)(uintptr_t)&j->told); /* so that the MMU knows */
+    put_rm(&c, true, 0x8b, H_RCX, H_RDX, offsetof(struct code_guards, n));
+    put_alu_imm(&c, true, 7, H_RCX, CODE_GUARDS_TOLD);
+    u8 *full = put_jcc(&c, CC_AE);
+    put_rmx(&c, true, 0x89, H_RAX, H_RDX, H_RCX, 3, offsetof(struct code_guards, told));
+    put_alu_imm_mem(&c, true, 0, H_RDX, offsetof(struct code_guards, n), 1);
+    put_rm(&c, true, 0x8b, H_RCX, H_RSP, F_AT(rip) + 16);
+    put_rm(&c, true, 0x89, H_RCX, H_RAX, offsetof(struct guard, rip));
+    put_target(full, c.p);
+    put_rr(&c, false, 0x31, H_RDX, H_RDX); /* xor edx, edx: Z */
+    put_target(unknown, c.p);
+    put_target(elsewhere, c.p);
+    put_pop(&c, H_RDX);
+    put1(&c, 0xc3);
+
+    /* What was translated here is no longer; frame.rip is its address. */
+    j->gone = c.p;
+    put_mov_imm32(&c, H_RAX, JIT_EXIT_LOOKUP);
+    put_jmp_to(&c, j->exit);
+
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
@@ -204,7 +239,7 @@ static void make_stubs(struct jit *j)
 
 /* ---- called by translated code ---- */
 
-u64 jit_call_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
 {
     struct interp *ip = v->interp;
     struct jit *j = f->jit;
@@ -275,22 +310,23 @@ static struct block *path_block(struct jit *j, const struct block *head, const s
     return b;
 }
 
-#define PATH_BYTES (sizeof(struct block) + PATH_MAX_INSNS * (sizeof(struct insn) + 2) + PATH_MAX_BLOCKS * 64 + 256)
+#define PATH_BYTES (sizeof(struct block) + PATH_MAX_INSNS * (sizeof(struct insn) + 4) + PATH_MAX_BLOCKS * 64 + 256)
 
 static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links **links)
 {
     struct jit *j = v->jit;
     cache_room(v, BLOCK_CODE_MAX, 2 * BLOCK_CODE_MAX + PATH_BYTES);
     size_t before = j->cold;
+    u32 guards = j->guards;
     struct path p;
     path_find(v, b, &p);
     for (;;) {
         *links = (struct block_links *)(void *)(j->rw + arena_take(j, sizeof(**links)));
         **links = (struct block_links){.n = p.n, .head = b};
-        struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = 0, .count = p.n};
+        struct translation_request q = {.v = v, .j = j, .b = b, .head = b, .first = 0, .count = p.n, .path = &p};
         if (p.nblocks > 1) {
             q.b = path_block(j, b, &p);
-            s16 *off = (s16 *)(void *)(j->rw + arena_take(j, sizeof(p.off)));
+            s32 *off = (s32 *)(void *)(j->rw + arena_take(j, p.n * sizeof(*off)));
             memcpy(off, p.off, p.n * sizeof(*off));
             q.off = off;
         }
@@ -312,16 +348,27 @@ static u8 *translate_block(struct vcpu *v, struct block *b, struct block_links *
             }
             cache_add(j, *links);
             if (v->jit_options.dump || v->jit_options.map)
-                jit_dump(v, b, &p, code, size, j->rx + (cold.p - j->rw - (s64)rest), rest);
+                jit_dump(v, &p, code, size, j->rx + (cold.p - j->rw - (s64)rest), rest);
             return code;
         }
         j->cold = before;
+        j->guards = guards;
         links_release(j, *links);
         if (p.nblocks == 1)
             return NULL;
         p.n = b->n; /* too much: the block alone */
         p.nblocks = 1;
     }
+}
+
+/* The page at @rip is about to be executed: so that the TLB answers the next guard. */
+static void know_page(struct vcpu *v, u64 rip)
+{
+    struct translation t;
+    struct walk w;
+    gva_t la = (v->seg_base[SEG_CS] + rip) & v->linear_mask;
+    if (tlb_slot(v, la)->tag_exec != (la & PAGE_MASK) && cpu_canonical(v, la))
+        mmu_translate(v, la, ACCESS_EXEC | mmu_access_mode(v), &t, &w);
 }
 
 /* Whether @b has a translation that may run as things are; it is counted, and perhaps translated now. */
@@ -332,7 +379,7 @@ static bool translated(struct vcpu *v, struct block *b)
         if (j->pending) /* translated code leads here: it is no beginner */
             b->heat += j->heat / 4;
         j->pending = 0;
-        if (++b->heat < j->heat || !b->host || !mode_ok(v))
+        if (++b->heat < j->heat || !b->host || !mode_ok(v) || (b->cross && v->code_mode == CODE_16))
             return false;
         struct block_links *links;
         u8 *code = translate_block(v, b, &links);
@@ -347,20 +394,27 @@ static bool translated(struct vcpu *v, struct block *b)
     }
     if (j->pending) {
         link_set(j, j->pending, b);
+        if (j->link[j->pending].guard)
+            know_page(v, v->rip);
         j->pending = 0;
     }
     return true;
 }
 
 /* Runs the translation of @b for at most @budget instructions; why it came back. */
-static u64 run_translation(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget)
+static u64 run_translation(struct vcpu *v, const struct block *b, u64 budget)
 {
     struct jit *j = v->jit;
     if (j->patched) {
         j->serialise();
         j->patched = false;
     }
-    struct frame f = {.left = (s64)budget, .rip = v->rip, .flags = flags_get(v), .hints = hints, .end = v->icount + budget, .jit = j};
+    /* Of 16-bit code nothing is looked up: its RIP is no linear address. */
+    enum jump_kind kind = v->code_mode == CODE_64 ? JUMP_CODE64 : JUMP_CODE32;
+    struct frame f = {.left = (s64)budget, .rip = v->rip, .flags = flags_get(v), .codes = mmu_jump_codes(v, kind), .end = v->icount + budget, .jit = j};
+    const struct jump_cache_entry *e = &f.codes[jump_code_way(v->rip)];
+    if (v->code_mode != CODE_16 && (e->rip != v->rip || e->block != b->code))
+        mmu_jump_code(v, kind, v->rip, b->code);
     v->insn = NULL;
     v->interp->current = NULL;
     j->stats.entries++;
@@ -369,18 +423,30 @@ static u64 run_translation(struct vcpu *v, const struct block *b, struct jump_ca
     u64 why = code(v, &f, b->code);
     v->interp->current = NULL;
     j->stats.exits[EXIT_REASON(why)]++;
-    if (EXIT_REASON(why) == JIT_EXIT_LINK)
-        j->pending = (u32)EXIT_LINK(why);
+    if (EXIT_REASON(why) == JIT_EXIT_LINK) {
+        j->pending = (u32)EXIT_NUMBER(why);
+    } else if (EXIT_REASON(why) == JIT_EXIT_GUARD) { /* the instruction that comes next needs that page */
+        know_page(v, v->rip + j->guard[EXIT_NUMBER(why)].from);
+        j->interpret = true;
+    }
     return EXIT_REASON(why);
 }
 
 static enum hot_result hot(struct vcpu *v, struct block *b, const struct context *c)
 {
+    struct jit *j = v->jit;
+    (void)c;
     /* While something keeps asking for attention, the interpreter goes on by single instructions. */
-    if (unlikely(attention(v)) || !translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
+    if (unlikely(attention(v)))
         return HOT_COLD;
-    u64 why = run_translation(v, b, c->hints, v->budget_end - v->icount);
-    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP ? HOT_DONE : HOT_LEAVE;
+    if (unlikely(j->interpret)) {
+        j->interpret = false;
+        return HOT_COLD;
+    }
+    if (!translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
+        return HOT_COLD;
+    u64 why = run_translation(v, b, v->budget_end - v->icount);
+    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP || why == JIT_EXIT_GUARD ? HOT_DONE : HOT_LEAVE;
 }
 
 static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
@@ -449,9 +515,9 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
 }
 
 /* In place of jit_call_body(): a path is left in front of the instruction. */
-static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct frame *f)
+static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
 {
-    if (!f->hints) /* a region */
+    if (!f->codes) /* a region */
         return jit_call_body(v, i, info, f);
     if (f->units)
         jit_units_leave(v, f);
@@ -463,13 +529,14 @@ static u64 stop_at_body(struct vcpu *v, const struct insn *i, u32 info, struct f
 
 bool jit_path_ready(struct vcpu *v, struct block *b) { return translated(v, b); }
 
-u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget)
+u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget)
 {
     u64 start = v->icount;
     if (budget < ((const struct block_links *)b->links)->n)
         return 0;
     cells_forget(v); /* as for regions */
-    run_translation(v, b, hints, budget);
+    run_translation(v, b, budget);
+    ((struct jit *)v->jit)->interpret = false;
     u64 count = v->icount - start;
     v->icount = start;
     ((struct jit *)v->jit)->stats.stepped_paths += count;
@@ -492,7 +559,8 @@ static void detach(struct vcpu *v)
         if (j->rw)
             munmap(j->rw, j->size);
         if (j->rx)
-            munmap(j->rx, j->size);
+            munmap(j->rx, j->size + GUARDS * sizeof(struct guard));
+        v->guards = NULL;
         free(j->link);
         free(j->parts);
         free(j->stats.row_calls);
@@ -504,7 +572,8 @@ static void detach(struct vcpu *v)
     v->jit = NULL;
 }
 
-/* Code is written through one mapping and executed through another: no page is ever both. */
+/* Code is written through one mapping and executed through another: no page is ever both. What translated code
+ * itself reads and writes lies behind the executable one, where nothing can be executed. */
 static bool map_arena(struct jit *j, size_t size)
 {
     int fd = memfd_create("nestor-jit", MFD_CLOEXEC);
@@ -512,10 +581,17 @@ static bool map_arena(struct jit *j, size_t size)
         return false;
     if (!ftruncate(fd, (off_t)size)) {
         void *rw = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        void *rx = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+        void *room = mmap(NULL, size + GUARDS * sizeof(struct guard), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         j->rw = rw == MAP_FAILED ? NULL : rw;
-        j->rx = rx == MAP_FAILED ? NULL : rx;
         j->size = size;
+        if (room != MAP_FAILED) {
+            j->rx = room;
+            j->guard = (struct guard *)(void *)(j->rx + size);
+            if (mmap(room, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+                munmap(room, size + GUARDS * sizeof(struct guard));
+                j->rx = NULL;
+            }
+        }
     }
     close(fd);
     return j->rw && j->rx;
@@ -555,6 +631,7 @@ static int attach_with(struct vcpu *v, u32 heat, bool lockstep)
         j->stats.row_slow = calloc(insn_row_count, sizeof(u64));
         if (j->link && j->stats.row_calls && j->stats.row_slow && map_arena(j, v->jit_options.cache ? v->jit_options.cache : JIT_CACHE_DEFAULT)) {
             make_stubs(j);
+            v->guards = &j->told;
             v->interp->block_died = cache_block_died;
             v->interp->blocks_flushed = cache_blocks_flushed;
             return 0;

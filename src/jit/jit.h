@@ -14,6 +14,7 @@ enum jit_exit {
     JIT_EXIT_FAR,       /* the block ended with something that changes modes or mappings */
     JIT_EXIT_ATTENTION, /* after an instruction that asked for it */
     JIT_EXIT_STOP,      /* the end of a region (lock-step) */
+    JIT_EXIT_GUARD,     /* a page of the path is not known to be mapped as it was */
     JIT_EXIT_COUNT,
 };
 
@@ -48,7 +49,7 @@ int jit_attach_lockstep(struct vcpu *v);
 /* Whether @b, which is about to run, has a translation (a whole path, as engine_jit makes it) that can run as things are. */
 bool jit_path_ready(struct vcpu *v, struct block *b);
 /* Runs it, and others that it leads to, as far as the first body, at most @budget instructions; how many. v->icount stays. */
-u64 jit_run_path(struct vcpu *v, const struct block *b, struct jump_cache_entry *hints, u64 budget);
+u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget);
 /*
  * Executes @count instructions of @b from the @first on, all jit_native, the first of them at v->rip.
  * False when that cannot be translated. @stop: the last one is to stop in front of itself, on its slow path.

@@ -106,7 +106,7 @@ u32 gprs_written(const struct insn *i)
 void loop_find(struct tr *t, unsigned end)
 {
     const struct insn *last = &t->b->insn[end - 1];
-    const s16 *off = t->q->off;
+    const s32 *off = t->q->off;
     s64 next = (off ? off[end - 1] : (s64)t->b->bytes - last->len) + last->len;
     enum kind k = t->kinds[end - 1];
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)

@@ -175,7 +175,7 @@ static void leave_to_rcx(struct tr *t)
 static void go(struct tr *t, const struct insn *i, s64 delta, bool check)
 {
     if (in_page(t->b, delta)) {
-        emit_link(t, delta);
+        emit_link_in_page(t, delta);
         return;
     }
     rip_to_rcx(t, delta);
@@ -190,7 +190,7 @@ static void go(struct tr *t, const struct insn *i, s64 delta, bool check)
 static void fall_through(struct tr *t, s64 delta)
 {
     if (in_page(t->b, delta)) {
-        emit_link(t, delta);
+        emit_link_in_page(t, delta);
         return;
     }
     rip_to_rcx(t, delta);

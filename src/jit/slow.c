@@ -39,9 +39,9 @@ void slow_back(struct tr *t)
     t->cur = NULL;
 }
 
-void emit_body_call(struct tr *t, unsigned idx, unsigned off)
+void emit_body_call(struct tr *t, unsigned idx, s32 off)
 {
-    put_mov_imm32(t->c, H_RAX, INFO(off, idx, t->b->n));
+    put_mov_imm(t->c, H_RAX, INFO(off, idx, t->b->n));
     put_mov_imm(t->c, H_RCX, (u64)(uintptr_t)&t->b->insn[idx]);
     put_call_to(t->c, t->j->call);
 }

@@ -43,7 +43,7 @@ struct slow {
     bool spans;      /* there are accesses behind it that were checked in front of it */
     unsigned rcx;    /* tr.rcx at @back */
     u32 units;       /* that the host must hold at @back */
-    u8 leave;        /* enum jit_exit + 1: leave translated code instead of going back */
+    u32 leave;       /* what to leave translated code with, + 1, instead of going back */
 };
 
 struct ea {
@@ -61,6 +61,7 @@ struct miss {
     struct slow *slow;   /* NULL: a span, for which the translation is left in front of instruction @idx: */
     struct recipe recipe;
     s32 off;
+    u32 pages;
     u8 idx;
     bool fip_valid;
     s32 fip;
@@ -84,6 +85,28 @@ struct side_exit {
     bool save_flags; /* they are in EFLAGS only */
     bool fip_valid;
     s32 fip;
+    u32 pages;       /* tr.pages there */
+};
+
+/* A look-up in the jump cache that did not find its target in the first way. */
+struct second {
+    u8 *from, *back;
+    struct slow *slow;
+};
+
+/* Something in another page follows. If that is not where it was, on another way: */
+struct guard_site {
+    u8 *from, *back;
+    struct guard *guard;
+    s32 off;         /* the instruction that follows, or the branch that leads there */
+    unsigned idx;
+    bool load_flags; /* EFLAGS hold flags */
+    bool fip_valid;
+    s32 fip;
+    u32 link;        /* the branch's; 0: within the path */
+    bool branch;     /* its body says where it leads; else the instruction at @off is not the path's */
+    s64 delta;       /* where the link leads */
+    u8 *unlinked;    /* jump to the exit for the link */
 };
 
 struct tr {
@@ -124,6 +147,11 @@ struct tr {
     bool loops, calls; /* its last branch leads to its start; it has bodies in it */
     struct side_exit exit[PATH_MAX_BLOCKS];
     unsigned nexit;
+    struct guard_site guard[GUARDS_ROOM / 2];
+    unsigned nguard;
+    struct second second[4];
+    unsigned nsecond;
+    u32 pages;         /* of the path, bit by number: known to be where they were */
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
     u32 units;         /* enum unit: known to be in the host's registers */
@@ -165,7 +193,7 @@ void slow_add(struct tr *t, struct slow *s, unsigned cc);
 void slow_add_jump(struct tr *t, struct slow *s, u8 *jump);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
-void emit_body_call(struct tr *t, unsigned idx, unsigned off);
+void emit_body_call(struct tr *t, unsigned idx, s32 off);
 void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
@@ -212,6 +240,11 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 /* Guest register @r in host register @host, and back. */
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
+
+/* In branch.c: to an instruction of the path, where @pages of it are known. */
+void emit_link_along(struct tr *t, s64 delta, u32 pages);
+/* To @delta bytes from the start of the block, in the same page. */
+void emit_link_in_page(struct tr *t, s64 delta);
 
 /* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
 
@@ -293,8 +326,6 @@ static inline void stack_move(struct tr *t, s32 by)
 void put_entry(struct tr *t, u8 **from_budget, u8 **from_attention);
 /* frame.rip += delta; flags are disturbed. */
 void rip_add(struct tr *t, s64 delta);
-/* To @delta bytes from the start of the block, in the same page. */
-void emit_link(struct tr *t, s64 delta);
 /* A branch inside a path, to the instruction that follows there. */
 void emit_along(struct tr *t, const struct insn *i, enum kind k);
 void emit_side_exits(struct tr *t);
@@ -302,7 +333,13 @@ void emit_side_exits(struct tr *t);
 void rip_to_rcx(struct tr *t, s64 delta);
 /* A branch whose slow path leaves translated code with what the body said. */
 void slow_leaves(struct tr *t, enum jit_exit reason);
-void emit_jump(struct tr *t, s64 delta);
+/* Before each instruction: its pages are where they were when the path was found. */
+void emit_page_guards(struct tr *t, const struct insn *i);
+void emit_guard_sites(struct tr *t);
+/* Out of line, before the slow paths. */
+void emit_seconds(struct tr *t);
+/* To @delta bytes from the start, behind the instruction at hand or by it, if it is a @branch. */
+void emit_jump(struct tr *t, s64 delta, bool branch);
 void emit_jcc(struct tr *t, const struct insn *i);
 void emit_call_rel(struct tr *t, const struct insn *i);
 void emit_jmp_ind(struct tr *t, const struct insn *i);

@@ -74,6 +74,7 @@ static bool emit_insn(struct tr *t, bool last)
     t->cur = NULL;
     t->j->stats.insns++;
     bool branch = k >= K_JCC && k <= K_RET;
+    emit_page_guards(t, i);
     if (t->idx == 0 && t->loops && !t->calls && !branch) {
         units_hoist(t);
         t->body = t->c->p;
@@ -118,7 +119,7 @@ static bool emit_insn(struct tr *t, bool last)
     case K_JCC: emit_jcc(t, i); return true;
     case K_JMP: {
         flags_keep(t);
-        emit_jump(t, t->off + i->len + (s64)i->imm);
+        emit_jump(t, t->off + i->len + (s64)i->imm, true);
         slow_leaves(t, JIT_EXIT_LOOKUP);
         return true;
     }
@@ -149,6 +150,17 @@ static bool may_stop(const struct insn *i, enum kind k)
            k == K_DIVIDE || jit_units_of(insn_row(i));
 }
 
+/* Whether there may be a guard in front of it: it is in another page than what is in front of it, or in two. */
+static bool may_guard(const struct tr *t, unsigned n)
+{
+    if (!t->q->path || !n)
+        return false;
+    if (!t->q->off) /* of a block, the last instruction alone */
+        return n + 1 == t->q->count;
+    s64 page = page_distance(t->b->host, t->q->off[n - 1]);
+    return page_distance(t->b->host, t->q->off[n]) != page || page_distance(t->b->host, t->q->off[n] + t->b->insn[n].len - 1) != page;
+}
+
 static void liveness(struct tr *t, unsigned end)
 {
     u32 live = (u32)FL_ARITH;
@@ -158,7 +170,7 @@ static void liveness(struct tr *t, unsigned end)
         t->live_after[n] = pack(live);
         enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
-        live = may_stop(i, k) && !t->quiet[n] ? (u32)FL_ARITH : (live & ~writes) | reads;
+        live = (may_stop(i, k) && !t->quiet[n]) || may_guard(t, n) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
@@ -183,16 +195,15 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         if (q->region) {
             rip_add(t, t->off);
             emit_exit(t, JIT_EXIT_STOP);
-        } else if (in_page(t->b, t->off)) {
-            emit_link(t, t->off);
         } else {
-            rip_to_rcx(t, t->off);
-            emit_goto(t);
+            emit_jump(t, t->off, false);
         }
     }
     if (cold)
         t->c = cold;
     emit_side_exits(t);
+    emit_guard_sites(t);
+    emit_seconds(t);
     emit_misses(t);
     emit_slow_paths(t);
 }
@@ -200,7 +211,7 @@ static void emit_path(struct tr *t, struct code_buf *cold)
 bool translate(const struct translation_request *q, struct code_buf *hot, struct code_buf *cold, struct block_links *links)
 {
     struct block *b = q->b;
-    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY};
+    struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY, .pages = 1};
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = hot->p;
     t.wide = q->v->code_mode == CODE_64;

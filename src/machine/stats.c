@@ -92,8 +92,8 @@ static void print_jit(const struct vcpu *v, FILE *out)
             " (%" PRIu64 " to make room), cache flushes %" PRIu64 "; links made %" PRIu64 ", undone %" PRIu64 "\n", s->translated, s->insns,
             100.0 * (double)s->called / (double)s->insns, s->bytes, s->died, s->evicted, s->flushes, s->links, s->unlinks);
     fprintf(out, "  entered %" PRIu64 " times; left at a block's entry %" PRIu64 ", for a link %" PRIu64 ", a lookup %" PRIu64
-            ", a far transfer %" PRIu64 ", attention %" PRIu64 "\n", s->entries, s->exits[JIT_EXIT_ENTRY], s->exits[JIT_EXIT_LINK],
-            s->exits[JIT_EXIT_LOOKUP], s->exits[JIT_EXIT_FAR], s->exits[JIT_EXIT_ATTENTION]);
+            ", a far transfer %" PRIu64 ", attention %" PRIu64 ", another mapping %" PRIu64 "\n", s->entries, s->exits[JIT_EXIT_ENTRY], s->exits[JIT_EXIT_LINK],
+            s->exits[JIT_EXIT_LOOKUP], s->exits[JIT_EXIT_FAR], s->exits[JIT_EXIT_ATTENTION], s->exits[JIT_EXIT_GUARD]);
     if (s->stepped_paths | s->stepped_parts)
         fprintf(out, "  in lock-step: %" PRIu64 " instructions in whole translations, %" PRIu64 " in parts of blocks\n", s->stepped_paths, s->stepped_parts);
     fprintf(out, "  bodies called %" PRIu64 " times, %" PRIu64 " of them as slow paths\n", s->calls, s->slow);

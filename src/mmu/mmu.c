@@ -42,8 +42,8 @@ void mmu_free(struct mmu *m)
     shadow_close(m->shadow);
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i]) {
-            free(m->space[i]->jump[0]);
-            free(m->space[i]->jump[1]);
+            for (unsigned k = 0; k < ARRAY_SIZE(m->space[i]->jump); k++)
+                free(m->space[i]->jump[k]);
             free(m->space[i]);
         }
     free(m);
@@ -186,6 +186,7 @@ void mmu_update(struct vcpu *v)
             memcpy(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
         }
         m->now = t;
+        guards_forget(v);
         m->stats.space_switches++;
     }
     struct tlb *t = m->now;
@@ -253,22 +254,24 @@ u32 mmu_access_mode(const struct vcpu *v)
     return v->rflags & FL_AC ? ACCESS_AC : 0;
 }
 
-static struct jump_cache *jump_cache(struct vcpu *v)
+static struct jump_cache *jump_cache(struct vcpu *v, enum jump_kind kind)
 {
     struct mmu *m = v->mmu;
     if (unlikely(m->stale || !m->now))
         mmu_update(v);
-    struct jump_cache **j = &m->now->jump[v->cpl == 3];
+    struct jump_cache **j = &m->now->jump[kind * 2 + (v->cpl == 3)];
     if (unlikely(!*j)) {
         *j = calloc(1, sizeof(**j));
         if (!*j)
             panic("out of memory for a jump cache");
-        jump_fill_empty((*j)->e, JUMP_CACHE_SIZE);
+        /* Only here would an empty entry of zeros be found: for RIP 0. */
+        jump_fill_empty((*j)->e, 2);
     }
     return *j;
 }
 
-struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v)->e; }
+struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v, JUMP_BLOCKS)->e; }
+struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind) { return jump_cache(v, kind)->e; }
 
 /* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
 static bool rip_is_global(const struct vcpu *v, gva_t rip)
@@ -281,14 +284,45 @@ static bool rip_is_global(const struct vcpu *v, gva_t rip)
     return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
 }
 
+/* Entry @n of @j is about to hold what @rip leads to. */
+static void jump_note(const struct vcpu *v, struct jump_cache *j, unsigned n, gva_t rip)
+{
+    bit_set(j->used, n / JUMP_RUN);
+    if (!rip_is_global(v, rip) || !rip_is_global(v, rip + 14))
+        bit_set(j->local, n / JUMP_RUN);
+}
+
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
-    struct jump_cache *j = jump_cache(v);
+    struct jump_cache *j = jump_cache(v, JUMP_BLOCKS);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
-    bit_set(j->used, n / JUMP_RUN);
-    if (!rip_is_global(v, rip))
-        bit_set(j->local, n / JUMP_RUN);
+    jump_note(v, j, n, rip);
     j->e[n] = (struct jump_cache_entry){rip, block};
+}
+
+void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code)
+{
+    struct jump_cache *j = jump_cache(v, kind);
+    unsigned n = jump_code_way(rip);
+    struct jump_cache_entry *e = &j->e[n];
+    jump_note(v, j, n, rip);
+    if (e[0].rip != rip) /* the first way is what was asked for last */
+        e[1] = e[0];
+    e[0] = (struct jump_cache_entry){rip, code};
+}
+
+void mmu_jump_codes_forget(struct vcpu *v)
+{
+    struct mmu *m = v->mmu;
+    for (unsigned s = 0; s < SPACES; s++)
+        for (unsigned k = JUMP_CODE64 * 2; m->space[s] && k < JUMP_KINDS * 2; k++) {
+            struct jump_cache *j = m->space[s]->jump[k];
+            for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
+                for (u64 runs = j->used[n]; runs; runs &= runs - 1)
+                    jump_fill_empty(&j->e[(n * 64 + (unsigned)__builtin_ctzll(runs)) * JUMP_RUN], JUMP_RUN);
+                j->used[n] = j->local[n] = 0;
+            }
+        }
 }
 
 /* ---- translation ---- */

@@ -80,6 +80,19 @@ struct jump_cache_entry *mmu_jump_cache(struct vcpu *v);
 /* Enters a hint there. */
 void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block);
 
+/*
+ * Likewise for translated code, in two ways: where to jump for a RIP. .block is the code. An entry must not
+ * outlive the memory of its code: mmu_jump_codes_forget().
+ */
+enum jump_kind { JUMP_BLOCKS, JUMP_CODE64, JUMP_CODE32, JUMP_KINDS };
+#define JUMP_CODE_FACTOR 0x9e3779b1u
+#define JUMP_CODE_SHIFT (32 - JUMP_CACHE_BITS + 1)
+/* The first way's entry; the second is the next. */
+static inline unsigned jump_code_way(gva_t rip) { return ((u32)rip * JUMP_CODE_FACTOR >> JUMP_CODE_SHIFT) * 2; }
+struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind);
+void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code);
+void mmu_jump_codes_forget(struct vcpu *v); /* all of all spaces */
+
 static inline struct tlb_entry *tlb_slot(struct vcpu *v, gva_t la)
 {
     return &v->tlb_now[(la >> PAGE_SHIFT) & (TLB_SIZE - 1)];

@@ -26,7 +26,7 @@ static unsigned array_flush(struct array *a, bool keep_global)
 
 static void jump_clear(struct tlb *t, bool keep_global)
 {
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(t->jump); i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++) {
             u64 drop = keep_global ? j->local[n] : j->used[n];
@@ -45,7 +45,7 @@ static void jump_clear(struct tlb *t, bool keep_global)
 static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 {
     unsigned others = 0;
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(t->jump); i++) {
         struct jump_cache *j = t->jump[i];
         for (unsigned n = 0; j && n < ARRAY_SIZE(j->used); n++)
             for (u64 runs = j->used[n]; runs; runs &= runs - 1) {
@@ -53,10 +53,11 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
                 for (unsigned k = 0; k < JUMP_RUN; k++) {
                     if (!e[k].block)
                         continue;
-                    if (!((e[k].rip ^ la) >> lg2))
+                    /* The page of the last byte counts too, if it is an instruction that crosses. */
+                    if (!((e[k].rip ^ la) >> lg2) || !(((e[k].rip + 14) ^ la) >> lg2))
                         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
                     else
-                        others |= filter_shared(e[k].rip, la);
+                        others |= filter_shared(e[k].rip, la) | filter_shared(e[k].rip + 14, la);
                 }
             }
     }
@@ -66,6 +67,7 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
 {
     cells_withdraw(m);
+    guards_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
     if (!keep_global) {
@@ -140,6 +142,7 @@ void mmu_flushed(struct mmu *m, enum flush_cause cause)
 {
     m->stats.flushes[cause]++;
     cells_withdraw(m);
+    guards_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
 }

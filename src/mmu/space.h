@@ -102,12 +102,12 @@ struct space_key {
     u64 apic; /* APIC-access page: decides what may be granted */
 };
 
-/* Jump hints, and which runs of JUMP_RUN of them may hold any: a flush touches no others. */
+/* What is known of where a RIP leads, and which runs of JUMP_RUN of the entries may hold any: a flush touches no others. */
 #define JUMP_RUN 32u
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
-    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with hints into pages that are not global */
+    u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with entries into pages that are not global */
 };
 
 struct tlb {
@@ -123,7 +123,7 @@ struct tlb {
     /* So that INVLPG need not look at everything. */
     struct filter fragments;          /* large pages of which there are entries */
     struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
-    struct jump_cache *jump[2];       /* supervisor, user; made on first use */
+    struct jump_cache *jump[JUMP_KINDS * 2]; /* enum jump_kind; supervisor, user; made on first use */
 };
 
 struct mmu {
@@ -169,6 +169,17 @@ static inline void cells_withdraw(const struct mmu *m)
 {
     if (m->v)
         cells_forget(m->v);
+}
+
+/* What translated code was told about pages that it executes from may be true no longer. */
+static inline void guards_forget(struct vcpu *v)
+{
+    struct code_guards *g = v ? v->guards : NULL;
+    if (!g)
+        return;
+    for (u64 n = 0; n < g->n; n++)
+        *g->told[n] = CODE_GUARD_NONE;
+    g->n = 0;
 }
 
 /* Some watched range lies in the page. */

@@ -53,8 +53,8 @@ static const char *memory_complaint(const x86_op_mem *m, bool accessed)
     char base = part_of(m->base), index = part_of(m->index);
     if (m->segment != X86_REG_INVALID)
         return "a segment register";
-    if (base == 'i')
-        return "an address relative to RIP";
+    if (base == 'i') /* a guard: code_check() looks which */
+        return m->index != X86_REG_INVALID ? "an index with RIP" : NULL;
     if (index == 's' || index == 'b')
         return "RSP or RBP as an index";
     if (base == 's')
@@ -92,8 +92,12 @@ const char *code_complaint(csh h, const cs_insn *i)
             if ((jump || call) && o->reg != X86_REG_RAX)
                 return "a jump through a register of the guest";
         } else if (o->type == X86_OP_MEM) {
-            if (jump || call)
+            /* Through an entry of the jump cache, which RAX was made to point to. */
+            if ((jump || call) && (call || o->mem.base != X86_REG_RAX || o->mem.index != X86_REG_INVALID ||
+                                   o->mem.disp != (s64)offsetof(struct jump_cache_entry, block)))
                 return "a jump through memory";
+            if (part_of(o->mem.base) == 'i' && (n == 0 || o->size != 8))
+                return "no look at a guard, relative to RIP";
             const char *what = memory_complaint(&o->mem, i->id != X86_INS_LEA);
             if (what)
                 return what;
@@ -144,7 +148,7 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->call || p == j->exit || p == j->units_load || p == j->refill[0] || p == j->refill[1];
+    return p == j->ask[0][0] || p == j->ask[0][1] || p == j->ask[1][0] || p == j->ask[1][1] || p == j->guard_ask || p == j->gone || p == j->call || p == j->exit || p == j->units_load || p == j->refill[0] || p == j->refill[1];
 }
 
 unsigned long code_check(const struct vcpu *v, void (*note)(csh h, const cs_insn *i))
@@ -191,6 +195,12 @@ unsigned long code_check(const struct vcpu *v, void (*note)(csh h, const cs_insn
                     const char *what = code_complaint(h, i);
                     if (what)
                         stop(v, b, what, i);
+                    for (unsigned k = 0; k < i->detail->x86.op_count; k++) {
+                        const cs_x86_op *o = &i->detail->x86.operands[k];
+                        u64 to = i->address + i->size + (u64)o->mem.disp - (u64)(uintptr_t)j->guard;
+                        if (o->type == X86_OP_MEM && o->mem.base == X86_REG_RIP && (to >= GUARDS * sizeof(struct guard) || to % sizeof(struct guard)))
+                            stop(v, b, "an address relative to RIP that is no guard", i);
+                    }
                     if (note)
                         note(h, i);
                     looked++;

@@ -1,6 +1,6 @@
 /*
  * Random blocks on the interpreter and on the JIT: branches, calls, faults, self-modification, page-crossing code and
- * data, an alias of all memory, mode switches, string instructions, TF, breakpoints and NMIs. A program is a set of
+ * data, an alias of all memory whose code pages are mapped elsewhere now and then, mode switches, string instructions, TF, breakpoints and NMIs. A program is a set of
  * blocks at random places in 64 KiB; each begins by telling the exception handlers (handlers.S) where to go on
  * after a fault, so that one fault does not end a program.
  *
@@ -141,7 +141,19 @@ static void special(unsigned b)
 {
     unsigned bits = bits_of(b);
     static const u32 places[] = {TWIN_READ_ONLY, TWIN_ABSENT, TWIN_SUPERVISOR, 0x3ffff000, TWIN_DATA + 0xffe, TWIN_DATA + 0x1ffd, TWIN_READ_ONLY - 3};
-    switch (below(11)) {
+    switch (below(12)) {
+    case 11: /* another page at an alias of code */
+        if (block[b].mode == M64 || block[b].mode == M32) {
+            u32 la = TWIN_ALIAS + TWIN_CODE + below(16) * PAGE_SIZE;
+            store(b, TWIN_PT + la / PAGE_SIZE * 8, (TWIN_CODE + below(16) * PAGE_SIZE) | (below(8) ? 7 : 6), false);
+            PUT(0x0f, 0x01);
+            if (bits == 64)
+                PUT(0x3c, 0x25);
+            else
+                PUT(0x3d);
+            put32(la);
+        }
+        break;
     case 0: /* change an immediate, of this block too; sometimes any byte */
         if (!real(b)) {
             unsigned t = below(4) ? below(BLOCKS) : b;
@@ -544,12 +556,15 @@ static void end(unsigned b)
 static enum mode make_program(void)
 {
     unsigned world = below(8) < 5 ? TWIN_LONG : below(3) < 2 ? TWIN_LEGACY : TWIN_REAL;
+    bool crossing = below(2);
     memset(code, 0xf4, sizeof(code));
     for (unsigned b = 0; b < BLOCKS; b++) {
         do
             block[b].mode = (enum mode)below(MODES);
         while (mode_info[block[b].mode].world != world || (b && below(2) && block[b].mode != block[0].mode));
         block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 120 * SLOT;
+        if (crossing && b < 14) /* so that it crosses into the next page; often the byte to be patched is that page's first */
+            block[b].at = (b + 1) * (u32)PAGE_SIZE - (below(2) ? mode_info[block[b].mode].bits == 64 ? 12 : 11 : 8 + below(64));
         block[b].patch = 0;
     }
     unsigned seams = below(3) ? 11 : 3; /* the rest is what compilers make */
@@ -620,7 +635,9 @@ int main(int argc, char **argv)
             }
             if (below(3))
                 go_elsewhere(&t);
-            if (!below(6)) {
+            for (unsigned n = below(4); mode_info[mode].world == TWIN_LONG && n; n--)
+                twins_remap(&t, below(16), below(16));
+            if (!below(4)) {
                 vcpu_request(t.a.v, REQ_NMI);
                 vcpu_request(t.b.v, REQ_NMI);
             }

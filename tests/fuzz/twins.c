@@ -72,6 +72,18 @@ void twins_free(struct twins *t)
     twin_free(&t->b);
 }
 
+void twins_remap(struct twins *t, unsigned page, unsigned to)
+{
+    gva_t la = TWIN_ALIAS + TWIN_CODE + page * PAGE_SIZE;
+    u8 entry[8];
+    store64(entry, (TWIN_CODE + to * PAGE_SIZE) | 7);
+    for (unsigned n = 0; n < 2; n++) {
+        struct twin *g = n ? &t->b : &t->a;
+        physmap_write(g->pm, PT + la / PAGE_SIZE * 8, entry, sizeof(entry));
+        mmu_invlpg(g->v, la);
+    }
+}
+
 /* ---- contents ---- */
 
 static u64 descriptor(u32 ar) { return 0x0000ffffull | (u64)(ar & 0xff) << 40 | 0xfull << 48 | (u64)(ar >> 12 & 0xf) << 52; }

@@ -23,6 +23,7 @@
 #define TWIN_DATA 0x20000u
 #define TWIN_STACK 0x2c000u
 #define TWIN_ALIAS 0x100000u
+#define TWIN_PT 0x4000u /* the page table, of all linear memory */
 #define TWIN_READ_ONLY 0x24000u
 #define TWIN_ABSENT 0x26000u
 #define TWIN_SUPERVISOR 0x27000u
@@ -54,5 +55,7 @@ void twins_free(struct twins *t);
 /* Both: memory as described, @code at TWIN_CODE, registers from @seed; running at @rip with code segment @cs.
  * An exception goes on at a HLT at the end of the code, unless the code sets RECOVER. */
 void twins_load(struct twins *t, enum twin_world world, u16 cs, const u8 *code, size_t size, u64 rip, u64 seed);
+/* Both: the alias of the code page @page (0..15) leads to @to from now on, as an INVLPG would have it. */
+void twins_remap(struct twins *t, unsigned page, unsigned to);
 /* Runs both for @budget more instructions and compares everything; aborts at a difference. */
 enum run_result twins_run(struct twins *t, u64 budget);
