@@ -80,14 +80,16 @@ struct interp {
     void (*blocks_flushed)(struct vcpu *v);
 };
 
-#define BLOCK_CET_SHIFT 5 /* enum cet_state: near branches are others, and the tracker may want an ENDBRANCH */
+#define BLOCK_CPL_SHIFT 4
+#define BLOCK_CET_SHIFT 6 /* enum cet_state: near branches are others, and the tracker may want an ENDBRANCH */
 
 /* Everything besides the bytes that decoding and the right to execute depend on; never 0. */
 static inline u32 block_mode(const struct vcpu *v)
 {
     bool real_or_v86 = v->mode == MODE_REAL || v->mode == MODE_V86;
-    return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)(v->cpl == 3) << 4 | (u32)v->cet << BLOCK_CET_SHIFT;
+    return 1 | (u32)v->code_mode << 1 | (u32)real_or_v86 << 3 | (u32)v->cpl << BLOCK_CPL_SHIFT | (u32)v->cet << BLOCK_CET_SHIFT;
 }
+static inline unsigned block_cpl(u32 mode) { return mode >> BLOCK_CPL_SHIFT & 3; }
 struct interp *interp_new(void);
 void interp_free(struct interp *ip);
 /* The block at v->rip, whose linear address is @la; raises the fault that fetching meets. */

@@ -19,6 +19,7 @@ static u32 id(void *opaque) { INNER(id); }
 static u64 page(void *opaque) { INNER(page); }
 static u64 mmio_read(void *opaque, u32 offset, unsigned size) { INNER(mmio_read, offset, size); }
 static void mmio_write(void *opaque, u32 offset, u64 value, unsigned size) { INNER(mmio_write, offset, value, size); }
+static void ipi(void *opaque, u32 ndst, u8 vector) { INNER(ipi, ndst, vector); }
 static void pmi(void *opaque) { INNER(pmi); }
 
 static int ack(void *opaque)
@@ -38,7 +39,7 @@ static int ack(void *opaque)
 
 static const struct intc_ops ops = {
     .peek = peek, .ack = ack, .get_tpr = get_tpr, .set_tpr = set_tpr, .rdmsr = read_msr, .wrmsr = write_msr, .init = init, .id = id,
-    .page = page, .mmio_read = mmio_read, .mmio_write = mmio_write, .pmi = pmi,
+    .page = page, .mmio_read = mmio_read, .mmio_write = mmio_write, .ipi = ipi, .pmi = pmi,
 };
 
 void hyperv_wrap_intc(struct vcpu *v)

@@ -19,7 +19,13 @@
 
 /* ---- time ---- */
 
-static u64 raw_tsc(const struct vcpu *v, u64 ns) { return (u64)((u128)ns * v->tsc_hz / NSEC_PER_SEC); }
+/* ns * tsc_hz / 1e9, rounded down, without a division of 128 bits. */
+static u64 raw_tsc(const struct vcpu *v, u64 ns)
+{
+    if (unlikely(v->tsc_hz > UINT64_MAX / NSEC_PER_SEC))
+        return (u64)((u128)ns * v->tsc_hz / NSEC_PER_SEC);
+    return ns / NSEC_PER_SEC * v->tsc_hz + ns % NSEC_PER_SEC * v->tsc_hz / NSEC_PER_SEC;
+}
 
 u64 cpu_tsc(struct vcpu *v) { return raw_tsc(v, clock_now(v->clock)) + v->tsc_base; }
 

@@ -304,12 +304,15 @@ struct vcpu {
     u8 cet;       /* enum cet_state: what of CET is on at this CPL (cet.h) */
     u8 index;     /* number of this vCPU */
     bool guest_mode; /* VMX non-root operation or SVM guest mode */
+    bool flags_intercepted; /* guest mode: PUSHF or POPF may be intercepted (SVM); means nothing outside */
     bool watching;   /* there are data breakpoints, the guest's or a debugger's (mmu_watch_changed()) */
     bool pmu_on;     /* a performance counter counts (pmu.h) */
     bool pmu_split;  /* ... at some privilege levels, or in some modes, only */
     u64 icount;   /* instructions retired */
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
+
+    struct tlb_entry *tlb_by_ac[2]; /* while CPL < 3: what STAC and CLAC make tlb_now, by RFLAGS.AC (mmu_update_privilege()) */
 
     /* ---- SIMD and x87 ---- */
     _Alignas(64) union vec_reg vec[32];

@@ -30,7 +30,8 @@ struct place {
 
 struct state {
     u64 gpr[16];
-    u64 rip;
+    u64 rip, rflags;
+    u64 gs_base, kernel_gs_base;
     u32 aflags;
     union vec_reg vec[32];
     u64 k[8];
@@ -50,6 +51,9 @@ static void state_take(const struct vcpu *v, struct state *s)
 {
     memcpy(s->gpr, v->gpr, sizeof(s->gpr));
     s->rip = v->rip;
+    s->rflags = v->rflags;
+    s->gs_base = v->seg_base[SEG_GS];
+    s->kernel_gs_base = v->kernel_gs_base;
     s->aflags = v->aflags;
     memcpy(s->vec, v->vec, sizeof(s->vec));
     memcpy(s->k, v->k, sizeof(s->k));
@@ -60,6 +64,9 @@ static void state_put(struct vcpu *v, const struct state *s)
 {
     memcpy(v->gpr, s->gpr, sizeof(s->gpr));
     v->rip = s->rip;
+    v->rflags = s->rflags;
+    v->seg[SEG_GS].base = v->seg_base[SEG_GS] = s->gs_base;
+    v->kernel_gs_base = s->kernel_gs_base;
     v->aflags = s->aflags;
     memcpy(v->vec, s->vec, sizeof(s->vec));
     memcpy(v->k, s->k, sizeof(s->k));
@@ -125,20 +132,29 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
             r->unsure = true;
             return false;
         }
-        place_note(v, r, i->seg, insn_ea(v, i), size, access & 2);
+        u64 at = insn_ea(v, i);
+        if (!row->vex && row->map == 1 && (row->opcode & 0xe7) == 0xa3) /* BT and its relatives: a bit string */
+            at += (u64)(size == 8 ? (s64)v->gpr[i->reg] >> 6 << 3 : (s64)(s32)v->gpr[i->reg] >> 5 << 2);
+        place_note(v, r, i->seg, at, size, access & 2);
     }
     if (!row->vex && row->map == 0) {
         unsigned op = row->opcode, ext = i->modrm >> 3 & 7;
-        if ((op & 0xf8) == 0x50 || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
+        bool repeated = i->flags & (INSN_REP | INSN_REPNE);
+        u64 count = repeated && op >= 0xa4 && op <= 0xaf ? v->gpr[RCX] & size_mask(i->adsize) : 1;
+        if (count > 64 / row_size(i) && count != 1) { /* more than is compared */
+            r->unsure = true;
+            return r->granted = false;
+        }
+        if ((op & 0xf8) == 0x50 || op == 0x9c || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
             place_note(v, r, SEG_SS, (sp - word) & mask, word, true);
-        if ((op & 0xf8) == 0x58 || op == 0xc2 || op == 0xc3)
+        if ((op & 0xf8) == 0x58 || op == 0x9d || op == 0xc2 || op == 0xc3)
             place_note(v, r, SEG_SS, sp & mask, word, false);
         if (op == 0xc9)
             place_note(v, r, SEG_SS, v->gpr[RBP] & mask, word, false);
         if ((op >= 0xa4 && op <= 0xa7) || (op >= 0xac && op <= 0xad))
-            place_note(v, r, i->seg, v->gpr[RSI] & size_mask(i->adsize), row_size(i), false);
+            place_note(v, r, i->seg, v->gpr[RSI] & size_mask(i->adsize), (unsigned)count * row_size(i), false);
         if ((op >= 0xa4 && op <= 0xa7) || op == 0xaa || op == 0xab || op == 0xae || op == 0xaf)
-            place_note(v, r, SEG_ES, v->gpr[RDI] & size_mask(i->adsize), row_size(i), true);
+            place_note(v, r, SEG_ES, v->gpr[RDI] & size_mask(i->adsize), (unsigned)count * row_size(i), true);
     }
     return r->granted;
 }
@@ -164,7 +180,8 @@ static void print_state(const char *title, const struct state *s, const struct s
 {
     static const char names[16][4] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                                       "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
-    fprintf(stderr, "%s: rip %" PRIx64 ", flags %03x, mxcsr %x", title, s->rip, s->aflags, s->mxcsr);
+    fprintf(stderr, "%s: rip %" PRIx64 ", flags %03x, rflags %" PRIx64 ", mxcsr %x, gs %" PRIx64 " %" PRIx64, title, s->rip, s->aflags,
+            s->rflags, s->mxcsr, s->gs_base, s->kernel_gs_base);
     for (unsigned r = 0; r < 16; r++)
         if (!before || s->gpr[r] != before->gpr[r])
             fprintf(stderr, "%s %s=%" PRIx64, r % 8 == 0 ? "\n   " : "", names[r], s->gpr[r]);
@@ -215,7 +232,8 @@ static bool places_differ(const struct recorder *r)
 
 static bool states_differ(const struct state *a, const struct state *b)
 {
-    return memcmp(a->gpr, b->gpr, sizeof(a->gpr)) || a->rip != b->rip || a->aflags != b->aflags || a->mxcsr != b->mxcsr ||
+    return memcmp(a->gpr, b->gpr, sizeof(a->gpr)) || a->rip != b->rip || a->rflags != b->rflags ||
+           a->gs_base != b->gs_base || a->kernel_gs_base != b->kernel_gs_base || a->aflags != b->aflags || a->mxcsr != b->mxcsr ||
            memcmp(a->vec, b->vec, sizeof(a->vec)) || memcmp(a->k, b->k, sizeof(a->k)) || memcmp(&a->x87, &b->x87, sizeof(a->x87));
 }
 

@@ -66,6 +66,8 @@ struct intc_ops {
     /* Register page accesses; @offset 0..0xFFF. */
     u64 (*mmio_read)(void *intc, u32 offset, unsigned size);
     void (*mmio_write)(void *intc, u32 offset, u64 value, unsigned size);
+    /* A fixed interrupt to one APIC, as a posted-interrupt descriptor names it (NDST); not through the ICR. May be NULL. */
+    void (*ipi)(void *intc, u32 ndst, u8 vector);
     /* The processor's performance counters ask for their interrupt; may be NULL. */
     void (*pmi)(void *intc);
 };

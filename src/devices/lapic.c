@@ -446,6 +446,14 @@ static u64 op_page(void *intc)
 
 static void op_pmi(void *intc) { lapic_local_event(intc, LAPIC_PERF); }
 
+/* SDM "Posted-Interrupt Processing": NDST is an x2APIC ID, or an xAPIC ID in its bits 15:8. */
+static void op_ipi(void *intc, u32 ndst, u8 vector)
+{
+    struct lapic *l = intc;
+    bool wide = x2apic(l);
+    apic_bus_send(l->bus, &(struct apic_msg){.dest = wide ? ndst : ndst >> 8 & 0xff, .wide_dest = wide, .vector = vector, .mode = APIC_FIXED});
+}
+
 const struct intc_ops lapic_intc_ops = {
     .peek = op_peek,
     .ack = op_ack,
@@ -459,6 +467,7 @@ const struct intc_ops lapic_intc_ops = {
     .mmio_read = lapic_mmio_read,
     .mmio_write = lapic_mmio_write,
     .pmi = op_pmi,
+    .ipi = op_ipi,
 };
 
 struct lapic *lapic_new(struct board *b, struct apic_bus *bus, const struct lapic_config *config, struct error *err)

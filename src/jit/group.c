@@ -37,6 +37,10 @@ static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k,
         return r == RAX ? 2 : 0;
     case K_CALL:
         return 2;
+    case K_SYSTEM:
+        return system_change(t, i, r, by);
+    case K_STRING:
+        return r == RCX || r == RSI || r == RDI ? 2 : 0;
     default:
         break;
     }
@@ -126,7 +130,7 @@ static unsigned note_accesses(struct tr *t, unsigned n, const struct insn *i, en
     unsigned count = 0;
     const struct insn_row *row = insn_row(i);
     unsigned size = word(t);
-    bool memory = (i->flags & INSN_MEM) && k != K_LEA && k != K_NOP && k != K_CALL;
+    bool memory = (i->flags & INSN_MEM) && k != K_LEA && k != K_NOP && k != K_CALL && k != K_SYSTEM && k != K_STRING;
     if (memory)
         in[count++] = 0;
     if (memory && i->base < 16 && i->index == REG_NONE && i->adsize == 8 && i->seg != SEG_FS && i->seg != SEG_GS) {

@@ -147,10 +147,11 @@ struct jit {
     size_t used_end, cold_end; /* of the segment in use */
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
-    u8 *enter, *call, *exit, *vec_store, *units_load, *refill[2], *guard_ask, *gone; /* stubs, addresses in the writable mapping */
+    u8 *enter, *call, *far, *exit, *vec_store, *units_load, *forget, *refill[2], *string[8], *cmpxchg16b[2], *guard_ask, *gone; /* stubs, addresses in the writable mapping */
     u8 *ask[2][2];      /* without and with refill[]; for reads, for writes */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
+    bool moved;         /* since it was entered, translated code has gone on in another context (jit_call_far()) */
     bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
     u32 next_cell[2];   /* to be given to a place in translated code */
     u32 heat;           /* executions before a block is translated */
@@ -215,13 +216,20 @@ void refill_make_stubs(struct jit *j, struct code_buf *c);
 /* ---- units.c ---- */
 /* The units an instruction needs to run natively. */
 u32 jit_units_of(const struct insn_row *row);
+/* Whether a system or string instruction would be run natively, were its memory granted. For lock-step. */
+bool system_ready(const struct vcpu *v, const struct insn *i);
 /* Called by translated code: makes the host hold the units @need; 0: they are not to be had now. */
 u64 jit_units_enter(struct vcpu *v, struct frame *f, u32 need);
 /* The vector registers are stored: the rest goes back to struct vcpu, and the host has its own again. */
 void jit_units_leave(struct vcpu *v, struct frame *f);
 void units_make_stubs(struct jit *j, struct code_buf *c, void (*put_registers)(struct code_buf *c, bool load));
 
+/* ---- emit_sys.c ---- */
+void system_make_stubs(struct jit *j, struct code_buf *c);
+
 /* Called by translated code: runs the body of @i. Non-zero: leave translated code (v is up to date). */
 u64 jit_call_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
+/* Likewise for an instruction that modes and mappings may change with: the code to go on with, or why to leave. */
+u64 jit_call_far(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 /* Registers are in v: the rest of the frame follows. */
 void jit_leave(struct vcpu *v, struct frame *f);

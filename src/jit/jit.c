@@ -139,10 +139,11 @@ static void make_ask_stub(const struct jit *j, struct code_buf *c, bool refill, 
 _Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 40, "make_ask_stub() scales by them");
 
 static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
+static u64 stop_at_far(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 
 static void make_stubs(struct jit *j)
 {
-    struct code_buf c = {j->rw, j->rw + 4096, false};
+    struct code_buf c = {j->rw, j->rw + 8192, false};
 
     /* u64 enter(v, const struct frame *, code): the return value is what emit_exit() put in EAX. */
     units_make_stubs(j, &c, put_registers);
@@ -190,6 +191,23 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_ATTENTION);
     put_return(&c);
 
+    /* The body of the instruction at RCX, INFO in EAX, which ends its block and more. Not called. */
+    j->far = c.p;
+    put_registers(&c, false);
+    put_vec_store(j, &c, 0);
+    put_rm(&c, true, 0x8d, H_RDI, H_RBP, -V_BIAS);
+    put_mov_rr(&c, H_RSI, H_RCX);
+    put_mov_rr(&c, H_RDX, H_RAX);
+    put_mov_rr(&c, H_RCX, H_RSP);
+    put_c_call(&c, j->lockstep ? (const void *)(uintptr_t)stop_at_far : (const void *)(uintptr_t)jit_call_far);
+    put_alu_imm(&c, true, 7, H_RAX, JIT_EXIT_COUNT);
+    leave = put_jcc(&c, CC_B);
+    put_registers(&c, true);
+    put1(&c, 0xff), put1(&c, 0xe0); /* jmp rax */
+    put_target(leave, c.p);
+    put_return(&c);
+
+    system_make_stubs(j, &c);
     refill_make_stubs(j, &c);
     for (unsigned refill = 0; refill < 2; refill++)
         for (unsigned write = 0; write < 2; write++) {
@@ -232,59 +250,14 @@ static void make_stubs(struct jit *j)
     put_mov_imm32(&c, H_RAX, JIT_EXIT_LOOKUP);
     put_jmp_to(&c, j->exit);
 
+    if (c.full)
+        panic("jit: no room for the stubs");
     j->base = ((size_t)(c.p - j->rw) + 63) & ~(size_t)63;
     j->middle = j->size / 8 * 3;
     cache_init(j);
 }
 
 /* ---- called by translated code ---- */
-
-u64 jit_call_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
-{
-    struct interp *ip = v->interp;
-    struct jit *j = f->jit;
-    const struct insn_row *row = insn_row(i);
-    if (f->units)
-        jit_units_leave(v, f);
-    j->stats.calls++;
-    j->stats.row_calls[i->row]++;
-    if (row->jit != JIT_CALL) {
-        j->stats.slow++;
-        j->stats.row_slow[i->row]++;
-    }
-    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
-    v->next_rip = v->rip + i->len;
-    v->insn = i;
-    ip->start = i - INFO_IDX(info);
-    ip->current = (struct block *)(uintptr_t)container_of(ip->start, struct block, insn[0]);
-    u64 start = f->end - (u64)f->left - INFO_N(info); /* what the interpreter shows until the block's end */
-    v->icount = start;
-    flags_put(v, (u32)f->flags);
-    i->fn(v, i);
-    if (unlikely(v->budget_end != f->end)) {
-        f->left += (s64)(v->budget_end - f->end);
-        f->end = v->budget_end;
-    }
-    if (unlikely(attention(v))) {
-        v->rip = v->next_rip;
-        v->icount = start + INFO_IDX(info) + 1;
-        ip->current = NULL;
-        return 1;
-    }
-    f->flags = flags_get(v);
-    return 0;
-}
-
-void jit_leave(struct vcpu *v, struct frame *f)
-{
-    if (f->units)
-        jit_units_leave(v, f);
-    v->rip = f->rip;
-    v->icount = f->end - (u64)f->left;
-    flags_put(v, (u32)f->flags);
-}
-
-/* ---- translation ---- */
 
 /* Whether blocks may be translated and run as things are: 64-bit mode, or 32-bit with flat segments. */
 static bool mode_ok(const struct vcpu *v)
@@ -299,6 +272,84 @@ static bool mode_ok(const struct vcpu *v)
     return v->code_mode == CODE_32 && v->stack_size == 4 && !bases &&
            !(v->seg_check & (BIT(SEG_ES) | BIT(SEG_SS) | BIT(SEG_DS))) && v->seg[SEG_CS].limit == 0xffffffff;
 }
+
+/* The body of @i runs, with everything in @v as the interpreter has it; icount at the start of the block is returned. */
+static alwaysinline u64 run_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
+{
+    struct interp *ip = v->interp;
+    struct jit *j = f->jit;
+    if (f->units)
+        jit_units_leave(v, f);
+    j->stats.calls++;
+    j->stats.row_calls[i->row]++;
+    v->rip = (f->rip + (u64)INFO_OFF(info)) & v->linear_mask;
+    v->next_rip = v->rip + i->len;
+    v->insn = i;
+    ip->start = i - INFO_IDX(info);
+    ip->current = (struct block *)(uintptr_t)container_of(ip->start, struct block, insn[0]);
+    u64 start = f->end - (u64)f->left - INFO_N(info); /* what the interpreter shows until the block's end */
+    v->icount = start;
+    flags_put(v, (u32)f->flags);
+    i->fn(v, i);
+    if (unlikely(v->budget_end != f->end)) {
+        f->left += (s64)(v->budget_end - f->end);
+        f->end = v->budget_end;
+    }
+    return start;
+}
+
+u64 jit_call_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
+{
+    struct jit *j = f->jit;
+    if (insn_row(i)->jit != JIT_CALL) {
+        j->stats.slow++;
+        j->stats.row_slow[i->row]++;
+    }
+    u64 start = run_body(v, i, info, f);
+    if (unlikely(attention(v))) {
+        v->rip = v->next_rip;
+        v->icount = start + INFO_IDX(info) + 1;
+        v->interp->current = NULL;
+        return 1;
+    }
+    f->flags = flags_get(v);
+    return 0;
+}
+
+u64 jit_call_far(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
+{
+    struct jit *j = f->jit;
+    u64 start = run_body(v, i, info, f);
+    v->rip = v->next_rip;
+    v->icount = start + INFO_IDX(info) + 1;
+    v->insn = NULL;
+    v->interp->current = NULL;
+    if (unlikely(attention(v)))
+        return JIT_EXIT_ATTENTION;
+    struct context c;
+    context_load(v, &c);
+    gva_t la = (c.cs_base + v->rip) & v->linear_mask;
+    const struct jump_cache_entry *hint = &c.hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
+    const struct block *b = hint->block;
+    if (hint->rip != la || b->mode != c.mode || !b->code || v->rip + b->bytes - 1 > c.rip_max || j->patched || !mode_ok(v))
+        return JIT_EXIT_FAR;
+    f->codes = mmu_jump_codes(v, v->code_mode == CODE_64 ? JUMP_CODE64 : JUMP_CODE32);
+    f->rip = v->rip;
+    f->flags = flags_get(v);
+    j->moved = true;
+    return (u64)(uintptr_t)b->code;
+}
+
+void jit_leave(struct vcpu *v, struct frame *f)
+{
+    if (f->units)
+        jit_units_leave(v, f);
+    v->rip = f->rip;
+    v->icount = f->end - (u64)f->left;
+    flags_put(v, (u32)f->flags);
+}
+
+/* ---- translation ---- */
 
 /* The instructions of @p one behind the other, as a block that is found by nobody. */
 static struct block *path_block(struct jit *j, const struct block *head, const struct path *p)
@@ -417,6 +468,7 @@ static u64 run_translation(struct vcpu *v, const struct block *b, u64 budget)
         mmu_jump_code(v, kind, v->rip, b->code);
     v->insn = NULL;
     v->interp->current = NULL;
+    j->moved = false;
     j->stats.entries++;
     u64 (*code)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
@@ -446,7 +498,7 @@ static enum hot_result hot(struct vcpu *v, struct block *b, const struct context
     if (!translated(v, b) || v->budget_end - v->icount < ((const struct block_links *)b->links)->n)
         return HOT_COLD;
     u64 why = run_translation(v, b, v->budget_end - v->icount);
-    return why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP || why == JIT_EXIT_GUARD ? HOT_DONE : HOT_LEAVE;
+    return (why == JIT_EXIT_LINK || why == JIT_EXIT_LOOKUP || why == JIT_EXIT_GUARD) && !j->moved ? HOT_DONE : HOT_LEAVE;
 }
 
 static noinline enum run_result run_plain(struct vcpu *v) { return run_loop(v, false, hot); }
@@ -525,6 +577,12 @@ static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct f
     v->icount = f->end - (u64)f->left - INFO_N(info) + INFO_IDX(info);
     flags_put(v, (u32)f->flags);
     return 1;
+}
+
+static u64 stop_at_far(struct vcpu *v, const struct insn *i, u64 info, struct frame *f)
+{
+    stop_at_body(v, i, info, f);
+    return JIT_EXIT_ATTENTION;
 }
 
 bool jit_path_ready(struct vcpu *v, struct block *b) { return translated(v, b); }

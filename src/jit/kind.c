@@ -122,10 +122,16 @@ static bool cmpxchg_possible(bool wide, const struct insn *i)
 enum kind kind_of(const struct jit *j, bool wide, const struct insn *i)
 {
     const struct insn_row *row = insn_row(i);
-    if (row->jit == JIT_CALL || row->intercept || row->vex == 2 || (i->flags & INSN_OWN_FN))
+    if (row->jit == JIT_CALL || row->vex == 2 || (i->flags & INSN_OWN_FN))
         return K_CALL;
     /* Some bodies need nothing of the host, so the guest may have what the host lacks. */
     if (!j->host_has[row->feature] || !j->host_has[row->feature2])
+        return K_CALL;
+    if (row->jit == JIT_EMIT && system_possible(wide, i)) /* they look at intercepts themselves */
+        return j->lockstep && system_beyond(i) ? K_CALL : K_SYSTEM;
+    if (row->jit == JIT_EMIT && string_possible(wide, i))
+        return K_STRING;
+    if (row->intercept)
         return K_CALL;
     unsigned op = row->opcode, ext = i->modrm >> 3 & 7, stack = wide ? 8 : 4;
     bool memory = i->flags & INSN_MEM;

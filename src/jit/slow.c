@@ -11,7 +11,8 @@ struct slow *slow_path(struct tr *t)
             t->c->full = true;
         t->cur = &t->slow[t->nslow++];
         bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
-        *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip};
+        *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip,
+                               .repeats = t->kinds[t->idx] == K_STRING};
     }
     return t->cur;
 }
@@ -44,6 +45,13 @@ void emit_body_call(struct tr *t, unsigned idx, s32 off)
     put_mov_imm(t->c, H_RAX, INFO(off, idx, t->b->n));
     put_mov_imm(t->c, H_RCX, (u64)(uintptr_t)&t->b->insn[idx]);
     put_call_to(t->c, t->j->call);
+}
+
+void emit_body_far(struct tr *t, unsigned idx, s32 off)
+{
+    put_mov_imm(t->c, H_RAX, INFO(off, idx, t->b->n));
+    put_mov_imm(t->c, H_RCX, (u64)(uintptr_t)&t->b->insn[idx]);
+    put_jmp_to(t->c, t->j->far);
 }
 
 void emit_exit(struct tr *t, u32 reason)
@@ -80,6 +88,17 @@ void emit_slow_paths(struct tr *t)
             put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(temp));
         }
         emit_body_call(t, s->idx, s->off);
+        if (s->repeats) { /* still this instruction? */
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
+            put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(rip));
+            put_rm(t->c, true, 0x8d, H_RAX, H_RAX, s->off);
+            put_rr(t->c, true, 0x3b, H_RAX, H_RCX);
+            u8 *finished = put_jcc(t->c, CC_NE);
+            put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
+            left_add(t, s->idx);
+            emit_exit(t, JIT_EXIT_LOOKUP);
+            put_target(finished, t->c->p);
+        }
         if (s->leave) { /* a branch: its body has set next_rip */
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
             put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));

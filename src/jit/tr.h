@@ -6,7 +6,7 @@
  *   flags.c      guest flags in EFLAGS and in the frame
  *   memory.c     addresses, the TLB check, registers
  *   slow.c       calls of bodies, slow paths, exits
- *   emit_int.c, emit_vec.c, branch.c: native code by subject
+ *   emit_int.c, emit_vec.c, emit_sys.c, branch.c: native code by subject
  */
 #pragma once
 #include "cpu/isa/encode.h"
@@ -18,6 +18,7 @@ enum kind {
     K_CALL, K_NOP, K_COPY, K_ACCUMULATOR /* op AL/eAX/rAX, imm */, K_MOFFS, K_COUNT /* 40..4F */, K_LEA,
     K_PUSH_REG, K_PUSH_IMM, K_PUSH_RM, K_POP_REG, K_LEAVE,
     K_JCC, K_JMP, K_JMP_IND, K_CALL_REL, K_CALL_IND, K_RET, K_EXTEND /* 98, 99 */, K_XCHG, K_CMPXCHG, K_MULTIPLY, K_DIVIDE, K_MULX, K_VZERO, K_X87_CONTROL,
+    K_SYSTEM, K_STRING /* emit_sys.c */,
 };
 
 /*
@@ -43,6 +44,7 @@ struct slow {
     bool spans;      /* there are accesses behind it that were checked in front of it */
     unsigned rcx;    /* tr.rcx at @back */
     u32 units;       /* that the host must hold at @back */
+    bool repeats;    /* the body may leave the instruction unfinished */
     u32 leave;       /* what to leave translated code with, + 1, instead of going back */
 };
 
@@ -194,6 +196,8 @@ void slow_add_jump(struct tr *t, struct slow *s, u8 *jump);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, s32 off);
+/* The same for the last instruction of a block that is not near: goes on wherever it leads. */
+void emit_body_far(struct tr *t, unsigned idx, s32 off);
 void emit_exit(struct tr *t, u32 reason);
 void emit_slow_paths(struct tr *t);
 /* Before the translation is left behind instruction @idx: frame.left. Disturbs flags. */
@@ -291,6 +295,19 @@ void emit_vzero(struct tr *t, const struct insn *i);
 void emit_x87_control(struct tr *t, const struct insn *i);
 void vector_begin(struct tr *t, const struct insn *i, struct encode_regs *e);
 void vector_end(struct tr *t, const struct insn *i);
+
+/* ---- emit_sys.c ---- */
+
+/* Whether emit_system() or emit_string() can do it, if the row's class is `emit`. */
+bool system_possible(bool wide, const struct insn *i);
+bool string_possible(bool wide, const struct insn *i);
+/* True: its flags are in EFLAGS. */
+bool emit_system(struct tr *t, const struct insn *i);
+void emit_string(struct tr *t, const struct insn *i);
+/* How it changes @r: 0 not, 1 by @by, 2 in another way, or the grants of the MMU with it. */
+unsigned system_change(const struct tr *t, const struct insn *i, unsigned r, s64 *by);
+/* What lock-step cannot compare: the instruction does more than change registers, memory and flags. */
+bool system_beyond(const struct insn *i);
 
 /* ---- emit_int.c ---- */
 

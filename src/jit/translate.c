@@ -38,17 +38,20 @@ static bool loads_segment(const struct tr *t, const struct insn *i)
 static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
 {
     struct code_buf *c = t->c;
+    bool leave = !t->wide && loads_segment(t, i), far = last && !leave && !t->b->near;
     flags_keep(t);
-    emit_body_call(t, t->idx, t->off);
+    if (far)
+        emit_body_far(t, t->idx, t->off);
+    else
+        emit_body_call(t, t->idx, t->off);
     t->flags = FL_MEMORY;
     t->recipe.op = AGAIN_NONE;
     t->units = 0;
     t->j->stats.called++;
-    bool leave = !t->wide && loads_segment(t, i);
-    if (!last && !leave)
+    if (far || (!last && !leave))
         return;
     put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
-    if (leave || !t->b->near) {
+    if (leave) {
         put_rm(c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
         if (!last) /* fewer instructions than the entry counted */
             put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)(t->b->n - t->idx - 1));
@@ -134,6 +137,11 @@ static bool emit_insn(struct tr *t, bool last)
     case K_VZERO: emit_vzero(t, i); break;
     case K_X87_CONTROL: emit_x87_control(t, i); break;
     case K_CMPXCHG: emit_in_rax(t, i, i->opcode & 1 ? i->opsize : 1, true); break;
+    case K_SYSTEM:
+        if (!emit_system(t, i))
+            writes = 0;
+        break;
+    case K_STRING: emit_string(t, i); break;
     }
     flags_written(t, writes);
     flags_after(t, i, k, writes);
@@ -147,7 +155,7 @@ static bool may_stop(const struct insn *i, enum kind k)
 {
     return ((i->flags & INSN_MEM) && k != K_LEA && k != K_NOP) || (k >= K_PUSH_REG && k <= K_LEAVE) || k == K_MOFFS ||
            k == K_JCC || k == K_CALL_REL || k == K_RET || /* inside a path */
-           k == K_DIVIDE || jit_units_of(insn_row(i));
+           k == K_DIVIDE || k == K_SYSTEM || k == K_STRING || jit_units_of(insn_row(i));
 }
 
 /* Whether there may be a guard in front of it: it is in another page than what is in front of it, or in two. */

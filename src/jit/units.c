@@ -106,6 +106,8 @@ bool jit_ready(const struct vcpu *v, const struct insn *i)
 {
     const struct jit *j = v->jit;
     u32 need = jit_units_of(insn_row(i));
+    if (!system_ready(v, i))
+        return false;
     return !(need & ~v->simd_ok & UNIT_OF_SIMD_OK) && (!(need & UNIT_X87) || (x87_plain(v) && j->host_xsave)) &&
            (!(need & UNIT_FP) || borrow_mxcsr_plain(v->mxcsr));
 }

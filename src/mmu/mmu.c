@@ -212,9 +212,11 @@ void mmu_update_privilege(struct vcpu *v)
     struct mmu *m = v->mmu;
     unsigned set = v->cpl == 3;
     if (unlikely(m->stale || !m->now)) {
-        v->tlb_now = m->uncached;
+        v->tlb_now = v->tlb_by_ac[0] = v->tlb_by_ac[1] = m->uncached;
     } else {
         enum tlb_context c = privilege_context(v);
+        v->tlb_by_ac[0] = m->now->ctx[TLB_SUPERVISOR].e;
+        v->tlb_by_ac[1] = m->now->ctx[v->cr4 & CR4_SMAP ? TLB_SUPERVISOR_AC : TLB_SUPERVISOR].e;
         v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
     if (v->cell_owner[set] != v->tlb_now) {
@@ -230,7 +232,7 @@ void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)
     m->ctx.slat = m->slat; /* PDPTE loads of the entry already go through it */
     m->vpid = vpid;
     m->stale = true;
-    v->tlb_now = m->uncached;
+    v->tlb_now = v->tlb_by_ac[0] = v->tlb_by_ac[1] = m->uncached;
     cells_forget(v);
 }
 

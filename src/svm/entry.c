@@ -210,6 +210,7 @@ void svm_enter(struct vcpu *v, pa_t vmcb)
         pmu_domain_ends(v);
     load_guest(v);
     v->guest_mode = true;
+    v->flags_intercepted = svm_intercepts(x, SVM_EXIT_PUSHF) || svm_intercepts(x, SVM_EXIT_POPF);
     v->virt = &svm_virt_ops;
     v->guest_cr0_fixed = 0;
     v->gif = true;

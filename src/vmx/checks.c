@@ -30,6 +30,7 @@ static void tracked_fact(const struct vmx_snapshot *s, enum vmx_fact fact) { s->
 #define PRI(name) CTL(CPU_BASED_VM_EXEC_CONTROL, PRI_##name)
 /* Without "activate secondary controls" the processor works as if they were all 0. */
 #define SEC(name) (PRI(SECONDARY_CONTROLS) && CTL(SECONDARY_VM_EXEC_CONTROL, SEC_##name))
+#define TER(name) (PRI(TERTIARY_CONTROLS) && CTL(TERTIARY_VM_EXEC_CONTROL, TER_##name))
 #define EXIT(name) CTL(VM_EXIT_CONTROLS, EXIT_##name)
 #define ENTRY(name) CTL(VM_ENTRY_CONTROLS, ENTRY_##name)
 
@@ -289,6 +290,7 @@ static const struct virt_check rows[] = {
 #include "vmx/checks.def"
 };
 #undef CHECK
+_Static_assert(ARRAY_SIZE(rows) <= 64 * VMX_AGAIN_WORDS, "a bit for each row");
 
 const struct virt_check *vmx_check_table(unsigned *n)
 {

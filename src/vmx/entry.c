@@ -285,7 +285,8 @@ void vmx_enter(struct vcpu *v, bool launch)
     }
 
     vmx_take_snapshot(v, &s);
-    failed = vmx_check_first_failure(&s, STAGE_CONTROLS, STAGE_HOST);
+    vmx_again_begin(&x->again, &s);
+    failed = vmx_again_first_failure(&x->again, &s, STAGE_CONTROLS, STAGE_HOST);
     if (failed) {
         x->stats.entry_failures++;
         note_failure(v, failed);
@@ -296,10 +297,11 @@ void vmx_enter(struct vcpu *v, bool launch)
     x->pin = (u32)x->f[VMCS_PIN_BASED_VM_EXEC_CONTROL];
     x->pri = (u32)x->f[VMCS_CPU_BASED_VM_EXEC_CONTROL];
     x->sec = secondary(x->f);
+    x->ter = x->pri & BIT(PRI_TERTIARY_CONTROLS) ? x->f[VMCS_TERTIARY_VM_EXEC_CONTROL] : 0;
     x->entry = (u32)x->f[VMCS_VM_ENTRY_CONTROLS];
     x->exit = (u32)x->f[VMCS_VM_EXIT_CONTROLS];
 
-    failed = vmx_check_first_failure(&s, STAGE_GUEST, STAGE_GUEST);
+    failed = vmx_again_first_failure(&x->again, &s, STAGE_GUEST, STAGE_GUEST);
     if (failed) {
         note_failure(v, failed);
         vmx_entry_failed(v, EXIT_REASON_INVALID_GUEST_STATE, failed->qualification);

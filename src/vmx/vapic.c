@@ -11,6 +11,8 @@ enum { APIC_ID = 0x20, APIC_VERSION = 0x30, APIC_TPR = 0x80, APIC_PPR = 0xa0, AP
        APIC_SVR = 0xf0, APIC_ISR = 0x100, APIC_TMR = 0x180, APIC_IRR = 0x200, APIC_ESR = 0x280, APIC_ICR = 0x300,
        APIC_ICR_HIGH = 0x310, APIC_SELF_IPI = 0x3f0 };
 
+#define X2APIC_ICR_RESERVED 0xfff33000ull
+
 u32 vapic_read(struct vcpu *v, u32 offset)
 {
     return (u32)physmap_load(v->pm, v->vmx->f[VMCS_VIRTUAL_APIC_PAGE_ADDR] + offset, 4);
@@ -104,6 +106,39 @@ static void virtualize_self_ipi(struct vcpu *v, u8 vector)
         cpu_attention(v, ATT_VIRT);
 }
 
+/* Sets @bits in a word of a posted-interrupt descriptor, as others do at the same time; returns what was there. */
+static u64 descriptor_set(struct vcpu *v, pa_t pa, u64 bits)
+{
+    u64 old;
+    do
+        old = physmap_load(v->pm, pa, 8);
+    while ((old & bits) != bits && physmap_ram(v->pm, pa) && !physmap_cmpxchg(v->pm, pa, old, old | bits, 8));
+    return old;
+}
+
+/* IPI Virtualization: posts @vector for the virtual processor @id. False: the hypervisor has to do it. */
+static bool virtualize_ipi(struct vcpu *v, u8 vector, u32 id)
+{
+    enum { ON = BIT(0), SN = BIT(1) };
+    struct vmx *x = v->vmx;
+    if (vector < 16 || id > F(LAST_PID_POINTER_INDEX))
+        return false;
+    u64 pointer = physmap_load(v->pm, F(PID_POINTER_TABLE) + 8ull * id, 8), descriptor = pointer & ~1ull;
+    if ((pointer & 0x3f) != 1 || pointer >> v->maxphyaddr)
+        return false;
+    descriptor_set(v, descriptor + vector / 64 * 8, BIT64(vector % 64));
+    u64 control = physmap_load(v->pm, descriptor + 32, 8);
+    if (!(control & (ON | SN)) && !((control = descriptor_set(v, descriptor + 32, ON)) & ON) && v->intc_ops->ipi)
+        v->intc_ops->ipi(v->intc, (u32)(control >> 32), (u8)(control >> 16));
+    return true;
+}
+
+/* A fixed, edge-triggered IPI to one physical destination, with no reserved bit set. */
+static bool is_plain_ipi(const struct vmx *x, u32 icr)
+{
+    return ter_ctl(x, TER_IPI_VIRTUALIZATION) && !(icr & 0xfff3a700) && !(icr & (BITS64(19, 18) | BITS64(12, 11)));
+}
+
 /* Virtual-Interrupt Delivery */
 int vapic_take(struct vcpu *v)
 {
@@ -177,6 +212,8 @@ static bool write_virtualized(const struct vmx *x, u32 offset)
         return register_in(offset, registers, ARRAY_SIZE(registers));
     if ((offset & 0xff0) == APIC_TPR)
         return true;
+    if (ter_ctl(x, TER_IPI_VIRTUALIZATION) && (offset & 0xff0) == APIC_ICR)
+        return true;
     return sec_ctl(x, SEC_VIRTUAL_INTERRUPT_DELIVERY) && ((offset & 0xff0) == APIC_EOI || (offset & 0xff0) == APIC_ICR);
 }
 
@@ -202,11 +239,16 @@ static void write_emulation(struct vcpu *v, u32 offset)
         vapic_write(v, APIC_EOI, 0);
         virtualize_eoi(v);
         return;
-    case APIC_ICR:
-        if (!vid || !is_self_ipi(vapic_read(v, APIC_ICR)))
-            break;
-        virtualize_self_ipi(v, (u8)vapic_read(v, APIC_ICR));
-        return;
+    case APIC_ICR: {
+        u32 icr = vapic_read(v, APIC_ICR);
+        if (vid && is_self_ipi(icr)) {
+            virtualize_self_ipi(v, (u8)icr);
+            return;
+        }
+        if (is_plain_ipi(x, icr) && virtualize_ipi(v, (u8)icr, vapic_read(v, APIC_ICR_HIGH) >> 24))
+            return;
+        break;
+    }
     case APIC_ICR_HIGH:
         vapic_write(v, APIC_ICR_HIGH, vapic_read(v, APIC_ICR_HIGH) & 0xff000000);
         return;
@@ -283,6 +325,19 @@ bool vmx_hook_wrmsr(struct vcpu *v, u32 msr, u64 value)
         vapic_write(v, APIC_EOI, 0);
         vapic_write(v, APIC_EOI + 4, 0);
         virtualize_eoi(v);
+        return true;
+    case APIC_ICR:
+        if (!ter_ctl(x, TER_IPI_VIRTUALIZATION))
+            return false;
+        if (value & X2APIC_ICR_RESERVED)
+            cpu_gp0(v);
+        vapic_write(v, APIC_ICR, (u32)value);
+        vapic_write(v, APIC_ICR + 4, (u32)(value >> 32));
+        if (!is_plain_ipi(x, (u32)value) || !virtualize_ipi(v, (u8)value, (u32)(value >> 32))) {
+            x->pending_apic_write = true;
+            x->apic_write_offset = APIC_ICR;
+            cpu_attention(v, ATT_VIRT);
+        }
         return true;
     case APIC_SELF_IPI:
         if (!vid)

@@ -181,6 +181,21 @@ const struct virt_check *vmx_check_first_failure(const struct vmx_snapshot *s, e
  */
 enum virt_outcome vmx_check_tracked(unsigned row, const struct vmx_snapshot *s, struct vmx_reads *reads);
 
+/* ---- checks_again.c: only the rows whose outcome may be another than at the last VM entry ---- */
+#define VMX_AGAIN_WORDS 4 /* up to 256 rows */
+struct vmx_again {
+    bool passed; /* all rows passed with what follows */
+    u64 f[VMCS_SLOT_COUNT];
+    struct vmx_snapshot facts; /* without its pointers */
+    struct vmx_caps caps;
+    u64 rows_of[VMCS_SLOT_COUNT][VMX_AGAIN_WORDS]; /* by field: the rows that have looked at it */
+    u64 todo[VMX_AGAIN_WORDS];
+};
+/* @s was zeroed before it was filled. */
+void vmx_again_begin(struct vmx_again *a, const struct vmx_snapshot *s);
+/* As vmx_check_first_failure(): first the controls and the host area, then, if they pass, the guest area. */
+const struct virt_check *vmx_again_first_failure(struct vmx_again *a, const struct vmx_snapshot *s, enum virt_stage first, enum virt_stage last);
+
 /* The EPTP rules together, for INVEPT and EPTP switching. */
 bool vmx_eptp_ok(const struct vmx_caps *c, unsigned maxphyaddr, u64 eptp);
 
@@ -235,9 +250,11 @@ struct vmx {
     bool pending_flush_trap; /* a direct flush is done; the hypervisor wants to know */
     struct vmx_caps evmcs_caps;
     u64 f[VMCS_SLOT_COUNT];
+    struct vmx_again again;
 
     /* ---- guest mode: controls in force ---- */
     u32 pin, pri, sec, entry, exit;
+    u64 ter;
     pa_t shadow_vmcs;           /* VMCS shadowing: the link pointer */
     bool virtual_nmi_blocked;   /* "virtual NMIs": blocking is virtual, physical NMIs always exit */
     bool iret_unblocked;        /* the IRET that executes has lifted NMI blocking */
@@ -267,6 +284,7 @@ const struct vmx_stats *vmx_stats(const struct vcpu *v);
 static inline bool pin_ctl(const struct vmx *x, unsigned bit) { return x->pin >> bit & 1; }
 static inline bool pri_ctl(const struct vmx *x, unsigned bit) { return x->pri >> bit & 1; }
 static inline bool sec_ctl(const struct vmx *x, unsigned bit) { return x->sec >> bit & 1; }
+static inline bool ter_ctl(const struct vmx *x, unsigned bit) { return x->ter >> bit & 1; }
 static inline bool exit_ctl(const struct vmx *x, unsigned bit) { return x->exit >> bit & 1; }
 static inline bool entry_ctl(const struct vmx *x, unsigned bit) { return x->entry >> bit & 1; }
 

@@ -115,6 +115,14 @@ static void posted(void)
     SET_SEC(VIRTUAL_INTERRUPT_DELIVERY);
     SET_EXIT(ACK_INTERRUPT);
 }
+static void ipi_virtualization(void)
+{
+    SET_PRI(TPR_SHADOW);
+    SET_PRI(TERTIARY_CONTROLS);
+    F(TERTIARY_VM_EXEC_CONTROL) = BIT64(TER_IPI_VIRTUALIZATION);
+    F(PID_POINTER_TABLE) = 0x5008;
+    F(LAST_PID_POINTER_INDEX) = 1;
+}
 static void vmfunc(void)
 {
     use_ept();
@@ -132,6 +140,7 @@ static void linked(void)
     W(EXEC_PIN_ALLOWED, F(PIN_BASED_VM_EXEC_CONTROL) &= ~BIT64(1))                                             \
     W(EXEC_PRI_ALLOWED, F(CPU_BASED_VM_EXEC_CONTROL) |= BIT64(0))                                              \
     W(EXEC_SEC_ALLOWED, SET_SEC(BUS_LOCK_DETECTION))                                                           \
+    W(EXEC_TER_ALLOWED, SET_PRI(TERTIARY_CONTROLS), F(TERTIARY_VM_EXEC_CONTROL) = BIT64(63))                   \
     W(EXEC_CR3_TARGET_COUNT, F(CR3_TARGET_COUNT) = 5)                                                          \
     W(EXEC_IO_BITMAP_A, SET_PRI(IO_BITMAPS), F(IO_BITMAP_A) = 0x1800)                                          \
     W(EXEC_IO_BITMAP_B, SET_PRI(IO_BITMAPS), F(IO_BITMAP_B) = BIT64(40))                                       \
@@ -148,6 +157,7 @@ static void linked(void)
     W(EXEC_PI_DEPS, posted(), CLEAR_EXIT(ACK_INTERRUPT))                                                       \
     W(EXEC_PI_NV, posted(), F(POSTED_INTR_NV) = 0x100)                                                         \
     W(EXEC_PI_DESC, posted(), F(POSTED_INTR_DESC_ADDR) = 0x20)                                                 \
+    W(EXEC_IPIV_TABLE, ipi_virtualization(), F(PID_POINTER_TABLE) = (1ull << 40) - 8)                          \
     W(EXEC_VPID_NONZERO, SET_SEC(VPID))                                                                        \
     W(EXEC_EPTP_MEMTYPE, use_ept(), F(EPT_POINTER) = 0x1c)                                                     \
     W(EXEC_EPTP_WALK, use_ept(), F(EPT_POINTER) = 0x2e)                                                        \
@@ -323,7 +333,7 @@ static void test_valid(void **state)
 {
     static const struct { const char *name; void (*make)(void); } states[] = {
         { "a 32-bit guest", make_32bit }, { "a virtual-8086 guest", make_v86 }, { "a real-mode guest", make_real_mode },
-        { "posted interrupts", posted }, { "VM functions", vmfunc }, { "a linked VMCS", linked }, { "a usable LDTR", usable_ldtr },
+        { "posted interrupts", posted }, { "IPI virtualization", ipi_virtualization }, { "VM functions", vmfunc }, { "a linked VMCS", linked }, { "a usable LDTR", usable_ldtr },
     };
     valid_snapshot();
     expect_valid("a 64-bit guest");
@@ -511,7 +521,9 @@ static void test_capabilities(void **state)
     assert_true(vmx_caps_msr(&plain_caps, 0x488, &a));
     assert_true(vmx_caps_msr(&plain_caps, 0x489, &b));
     assert_int_equal(a & ~b, 0);
-    assert_false(vmx_caps_msr(&plain_caps, 0x492, &a)); /* no tertiary controls */
+    assert_true(vmx_caps_msr(&plain_caps, 0x492, &a));
+    assert_int_equal(a, BIT64(TER_IPI_VIRTUALIZATION));
+    assert_false(vmx_caps_msr(&plain_caps, 0x493, &a)); /* no secondary exit controls */
     assert_false(vmx_caps_msr(&plain_caps, 0x47f, &a));
     for (unsigned n = 0; n < CTL_COUNT; n++)
         for (unsigned o = 0; o < n; o++)
@@ -532,10 +544,64 @@ static int setup(void **state)
     return 0;
 }
 
+/* ---- the cheaper way ---- */
+
+static struct vmx_again again;
+static const struct virt_check *first_failure_again(void)
+{
+    vmx_again_begin(&again, &s);
+    const struct virt_check *c = vmx_again_first_failure(&again, &s, STAGE_CONTROLS, STAGE_HOST);
+    return c ? c : vmx_again_first_failure(&again, &s, STAGE_GUEST, STAGE_GUEST);
+}
+
+static void expect_same(const char *what)
+{
+    const struct virt_check *all = vmx_check_first_failure(&s, STAGE_CONTROLS, STAGE_GUEST), *few = first_failure_again();
+    if (all != few)
+        fail_msg("%s: all rows say %s, those that changed %s", what, all ? all->id : "nothing", few ? few->id : "nothing");
+}
+
+/* Every witness, and random changes, after an entry that passed. */
+static void test_again(void **state)
+{
+    void (*const states[])(void) = { valid_snapshot, make_32bit, make_v86, make_real_mode, use_ept, posted };
+    u64 seed = 0x9e3779b97f4a7c15ull;
+    unsigned few = 0;
+    for (unsigned n = 0; n < ARRAY_SIZE(witnesses); n++) {
+        valid_snapshot();
+        expect_same("a valid state");
+        if (n % 2)
+            states[n / 2 % ARRAY_SIZE(states)]();
+        expect_same("another state");
+        valid_snapshot();
+        expect_same("the valid state once more");
+        witnesses[n].change();
+        expect_same(witnesses[n].id);
+    }
+    for (unsigned n = 0; n < 20000; n++) {
+        if (n % 16 == 0) {
+            valid_snapshot();
+            states[n / 16 % ARRAY_SIZE(states)]();
+            expect_same("a state to begin with");
+        }
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        unsigned slot = (unsigned)(seed >> 33) % VMCS_SLOT_COUNT;
+        u64 before = f[slot];
+        f[slot] = vmcs_put(0, vmcs_fields[slot].encoding, seed >> 20 & 1 ? f[slot] ^ BIT64(seed >> 58) : f[(unsigned)(seed >> 40) % VMCS_SLOT_COUNT]);
+        few += again.passed;
+        expect_same(vmcs_fields[slot].name);
+        if (!again.passed) {
+            f[slot] = before;
+            expect_same("taken back");
+        }
+    }
+    assert_true(few > 10000); /* or this has tested nothing */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_valid), cmocka_unit_test(test_witnesses), cmocka_unit_test(test_tracked), cmocka_unit_test(test_every_row_has_a_witness),
+        cmocka_unit_test(test_valid), cmocka_unit_test(test_witnesses), cmocka_unit_test(test_tracked), cmocka_unit_test(test_again), cmocka_unit_test(test_every_row_has_a_witness),
         cmocka_unit_test(test_rows), cmocka_unit_test(test_error_code_vectors), cmocka_unit_test(test_single_step_relation),
         cmocka_unit_test(test_fields), cmocka_unit_test(test_field_access), cmocka_unit_test(test_capabilities),
     };

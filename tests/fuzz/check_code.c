@@ -8,6 +8,7 @@
 static const char *const never[] = {
     "push", "pop", "leave", "enter", "ret", "xlatb", "maskmovdqu", "maskmovq", "ldmxcsr", "stmxcsr", "movsb", "movsw", "movsd ", "movsq",
     "stosb", "stosw", "stosd", "stosq", "lodsb", "lodsw", "lodsd", "lodsq", "scasb", "scasw", "scasd", "scasq", "cmpsb", "cmpsw", "cmpsq",
+    "cmpxchg16b", "std", "cld", "pushfq", "popfq", "clac", "stac", "rdpkru", "rdfsbase", "rdgsbase", "lfence",
 };
 static const char *const ours[] = {"lahf", "sahf"};
 /* RDX of the host is the guest's: what names it implicitly may do so. */
@@ -108,7 +109,7 @@ const char *code_complaint(csh h, const cs_insn *i)
         unsigned r = n < d->regs_read_count ? d->regs_read[n] : d->regs_write[n - d->regs_read_count];
         bool dx = r == X86_REG_RDX || r == X86_REG_EDX || r == X86_REG_DX;
         if (r == X86_REG_EFLAGS || r == X86_REG_FPSW || part_of(r) == 'a' || (r >= X86_REG_ST0 && r <= X86_REG_ST7) ||
-            (r >= X86_REG_FP0 && r <= X86_REG_FP7) || r == X86_REG_XMM0 || (dx && listed(with_dx, ARRAY_SIZE(with_dx), name)) ||
+            (r >= X86_REG_FP0 && r <= X86_REG_FP7) || (r >= X86_REG_XMM0 && r <= X86_REG_YMM31) || (dx && listed(with_dx, ARRAY_SIZE(with_dx), name)) ||
             (r == X86_REG_CL && listed(with_cl, ARRAY_SIZE(with_cl), name)))
             continue;
         return "a register that is not named";
@@ -148,7 +149,8 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->ask[0][0] || p == j->ask[0][1] || p == j->ask[1][0] || p == j->ask[1][1] || p == j->guard_ask || p == j->gone || p == j->call || p == j->exit || p == j->units_load || p == j->refill[0] || p == j->refill[1];
+    return p == j->ask[0][0] || p == j->ask[0][1] || p == j->ask[1][0] || p == j->ask[1][1] || p == j->guard_ask || p == j->gone || p == j->call || p == j->far || p == j->exit || p == j->units_load || p == j->forget || p == j->refill[0] || p == j->refill[1] ||
+           (p >= j->string[0] && p <= j->string[7]) || p == j->cmpxchg16b[0] || p == j->cmpxchg16b[1];
 }
 
 unsigned long code_check(const struct vcpu *v, void (*note)(csh h, const cs_insn *i))

@@ -129,6 +129,86 @@ static void load_register(unsigned b, unsigned r, u32 value) /* mov e?x, value *
     put32(value);
 }
 
+/* What kernels do: interrupts, RFLAGS, user access, SWAPGS, bit strings, longer strings. In 64-bit mode, of any privilege. */
+static void kernel(unsigned b)
+{
+    unsigned at = below(0x60), data = TWIN_DATA + below(2) * TWIN_ALIAS;
+    switch (below(14)) {
+    case 0: PUT(0xfa); break;
+    case 1: /* sti, and something behind it */
+        PUT(0xfb);
+        switch (below(6)) {
+        case 0: PUT(0x90); break;
+        case 1: PUT(0x89, 0x45, (u8)at); break;
+        case 2: PUT(0x50, 0x58); break;
+        case 3: PUT(0xfb); break;
+        case 4: PUT(0x9c, 0x58); break;
+        default: plain(b);
+        }
+        break;
+    case 2: PUT(0x9c), PUT(0x58 | below(2)); break;
+    case 3: /* pushfq; xor dword [rsp], flags; popfq */
+        PUT(0x9c, 0x81, 0x34, 0x24);
+        put32((u32)rnd() & (below(4) ? 0xad5 : below(2) ? 0x200ad5 : 0x47fd5));
+        PUT(0x9d);
+        break;
+    case 4: case 5: /* stac; [rbp + at]; clac */
+        PUT(0x0f, 0x01, 0xcb, 0x8b, 0x45, (u8)at);
+        if (below(2))
+            PUT(0x01, 0x45, (u8)(at + 8));
+        if (below(4))
+            PUT(0x0f, 0x01, 0xca);
+        if (below(3))
+            PUT(0x8b, 0x45, (u8)at, 0x89, 0x45, (u8)at);
+        break;
+    case 6: /* swapgs; mov eax, gs:[rbp + at] */
+        PUT(0x0f, 0x01, 0xf8, 0x65, 0x8b, 0x45, (u8)at);
+        break;
+    case 7: PUT(0x0f, 0xae, (u8)(0xe8 | below(3) << 3)); break;
+    case 8: /* rdpkru; rd?sbase, 32 and 64 bits */
+        if (below(4))
+            PUT(0x31, 0xc9);
+        PUT(0x0f, 0x01, 0xee);
+        PUT(0xf3, (u8)(0x40 | below(2) << 3 | below(2)), 0x0f, 0xae, (u8)(0xc0 | below(2) << 3 | below(4)));
+        break;
+    case 9: PUT((u8)(0x40 | (rnd() & 9)), 0x8c, (u8)(0xc0 | below(6) << 3 | below(4))); break;
+    case 10: /* bt, bts, btr, btc [rbp + at], eax or rax */
+        load_register(b, RAX, below(2) ? below(0x2000) : -below(0x2000));
+        if (below(2))
+            PUT(0xf0);
+        PUT((u8)(0x40 | below(2) << 3), 0x0f, (u8)(0xa3 | below(4) << 3), 0x45, (u8)(at & (below(4) ? ~7u : ~0u)));
+        break;
+    case 11: /* cmpxchg16b [rbp + at] */
+        if (below(2))
+            PUT(0x48, 0x8b, 0x45, (u8)at, 0x48, 0x8b, 0x55, (u8)(at + 8));
+        if (below(2))
+            PUT(0xf0);
+        PUT(0x48, 0x0f, 0xc7, 0x4d, (u8)(at & (below(8) ? ~15u : ~0u)));
+        break;
+    case 12: /* rep movs, rep stos */
+        load_register(b, RSI, data + below(0x3000));
+        load_register(b, RDI, data + below(0x3000));
+        load_register(b, RCX, below(4) ? below(600) : below(5000));
+        if (!below(8))
+            PUT(0xfd);
+        PUT(below(4) ? 0xf3 : 0xf2);
+        if (below(2))
+            PUT(below(2) ? 0x66 : 0x48);
+        PUT(((const u8[]){0xa4, 0xa5, 0xaa, 0xab})[below(4)]);
+        PUT(0xfc);
+        break;
+    default: /* syscall; or sysretq with RCX and R11 loaded */
+        if (!below(3)) {
+            PUT(0x0f, 0x05);
+            break;
+        }
+        load_register(b, RCX, address(b, block[some_block(M64U)].at));
+        PUT(0x41, 0xbb);
+        put32((u32)rnd() & 0x202ed5);
+        PUT(0x48, 0x0f, 0x07);
+    }
+}
+
 static void load_segment(unsigned b, unsigned segment, unsigned selector) /* through AX */
 {
     if (bits_of(b) != 16)
@@ -141,6 +221,10 @@ static void special(unsigned b)
 {
     unsigned bits = bits_of(b);
     static const u32 places[] = {TWIN_READ_ONLY, TWIN_ABSENT, TWIN_SUPERVISOR, 0x3ffff000, TWIN_DATA + 0xffe, TWIN_DATA + 0x1ffd, TWIN_READ_ONLY - 3};
+    if (bits == 64 && !below(3)) {
+        kernel(b);
+        return;
+    }
     switch (below(12)) {
     case 11: /* another page at an alias of code */
         if (block[b].mode == M64 || block[b].mode == M32) {
@@ -299,15 +383,27 @@ static void access(bool wide, unsigned prefix, bool w, unsigned op, unsigned reg
 {
     s32 disp = base == RSP ? (s32)below(40) * 8 : below(8) ? (s32)below(64) * 4 - 128 : (s32)below(0x1000) - 0x800;
     bool small = disp == (s8)disp && below(4);
+    if (!below(12))
+        PUT(((const u8[]){0x64, 0x65, 0x64, 0x65, 0x26, 0x2e, 0x36, 0x3e})[below(8)]);
+    if (wide && !below(24))
+        PUT(0x67);
     if (prefix)
         PUT((u8)prefix);
+    bool relative = wide && !below(16), index = !below(8); /* [rip + disp]; RCX is a small number, mostly */
     u8 rex = (u8)(0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | (base >> 3 & 1));
     if (wide && (rex != 0x40 || !below(8)))
         PUT(rex);
     if (op >> 8)
         PUT((u8)(op >> 8));
-    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (base & 7)));
-    if ((base & 7) == RSP)
+    if (relative) {
+        PUT((u8)op, (u8)((reg & 7) << 3 | 5));
+        put32(TWIN_DATA + 0x1000 + (u32)disp - (TWIN_CODE + pos + 4));
+        return;
+    }
+    PUT((u8)op, (u8)((small ? 0x40 : 0x80) | (reg & 7) << 3 | (index ? 4 : base & 7)));
+    if (index)
+        PUT((u8)(below(4) << 6 | RCX << 3 | (base & 7)));
+    else if ((base & 7) == RSP)
         PUT(0x24);
     if (small)
         PUT((u8)disp);
@@ -324,11 +420,11 @@ static void on_register(bool wide, bool w, unsigned op, unsigned reg, unsigned r
     PUT((u8)op, (u8)(0xc0 | (reg & 7) << 3 | (rm & 7)));
 }
 
-static void compiled_insn(bool wide, const u8 *base)
+static void compiled_insn(unsigned b, bool wide, const u8 *base)
 {
     unsigned r = base[below(3)], moved = r == RSP ? base[0] : r, d = some_data(wide);
     bool w = wide && below(2);
-    switch (below(16)) {
+    switch (below(18)) {
     case 0: case 1: access(wide, 0, w, 0x8b, d, r); break;
     case 2: case 3: access(wide, 0, w, 0x89, d, r); break;
     case 4: access(wide, below(3) ? 0 : 0x66, w, ((const u16[]){0x8a, 0x88, 0x03, 0x01, 0x3b, 0x39, 0x11, 0x33, 0x85, 0x0fb6, 0x0fbf, 0x0faf, 0x0f44, 0x2b})[below(14)], d & 3, r); break;
@@ -380,6 +476,13 @@ static void compiled_insn(bool wide, const u8 *base)
         break;
     }
     case 13: on_register(wide, w, ((const u16[]){0x01, 0x29, 0x11, 0x19, 0x31, 0x85, 0x39, 0x0faf})[below(8)], d, some_data(wide)); break;
+    case 16: plain(b); break;
+    case 17: /* shifts by CL and by a number, of a register and of memory */
+        if (below(2))
+            on_register(wide, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 2})[below(6)], d);
+        else
+            access(wide, 0, w, below(2) ? 0xd3 : 0xd1, ((const u8[]){0, 1, 4, 5, 7, 3})[below(6)], r);
+        break;
     case 14: PUT(0x0f, (u8)((below(2) ? 0x90 : 0x40) | below(16)), (u8)(0xc0 | below(2) * 2)); break; /* setcc, cmovcc */
     default: access(wide, 0, w, 0xff, below(2), r); break; /* inc, dec */
     }
@@ -389,6 +492,9 @@ static void compiled(unsigned b)
 {
     bool wide = bits_of(b) == 64;
     u8 base[3];
+    bool other = block[b].mode == M32 || block[b].mode == P32 ? below(2) : false;
+    if (other) /* FS: offsets of 16 bits, a limit */
+        load_segment(b, SEG_FS, SEL_DATA16);
     for (unsigned n = 0; n < 3; n++) {
         base[n] = n && below(4) ? base[0] : (u8)some_base(wide);
         u32 at = TWIN_DATA + (below(3) ? 0xa00 + below(0xc00) : 0xf80 + below(0x100)) + (below(4) ? below(3) : 3 + below(5)) * PAGE_SIZE;
@@ -406,7 +512,12 @@ static void compiled(unsigned b)
         load_register(b, RCX, 1 + below(8));
     u32 head = pos;
     for (unsigned n = 4 + below(16); n--;)
-        compiled_insn(wide, base);
+        if (other && !below(6)) { /* mov, add through FS with a 16-bit address */
+            PUT(0x64, 0x67, ((const u8[]){0x8b, 0x89, 0x03, 0x01})[below(4)], (u8)(0x80 | below(2) * 2 << 3 | below(8)));
+            put16(below(0x10000));
+        } else {
+            compiled_insn(b, wide, base);
+        }
     if (!loop)
         return;
     PUT(0xff, 0xc9); /* dec ecx */
@@ -446,7 +557,7 @@ static void compiled_16(unsigned b)
         load_segment(b, SEG_SS, SEL_DATA16);
     PUT(0x66, 0xbc), put32(0xbc00 + below(0x80) * 8); /* mov esp, imm32 */
     for (unsigned n = 0; n < 4; n++)
-        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
+        PUT((u8)(0xb8 | bases[n])), put16((n & 1 ? below(0x400) : !below(6) ? 0xff80 + below(0x80) : 0x1800 + below(0xc00)) + (below(8) ? 0 : below(0x10000)));
     bool loop = below(4);
     if (loop)
         PUT(0xb9), put16(1 + below(8));
@@ -553,15 +664,18 @@ static void end(unsigned b)
     near_branch(b, some_block(block[b].mode));
 }
 
+static bool smap; /* of the program: the world is TWIN_SMAP */
+
 static enum mode make_program(void)
 {
     unsigned world = below(8) < 5 ? TWIN_LONG : below(3) < 2 ? TWIN_LEGACY : TWIN_REAL;
     bool crossing = below(2);
+    smap = world == TWIN_LONG && !below(4);
     memset(code, 0xf4, sizeof(code));
     for (unsigned b = 0; b < BLOCKS; b++) {
         do
             block[b].mode = (enum mode)below(MODES);
-        while (mode_info[block[b].mode].world != world || (b && below(2) && block[b].mode != block[0].mode));
+        while (mode_info[block[b].mode].world != world || (smap && (block[b].mode == M64U || block[b].mode == M32U)) || (b && below(2) && block[b].mode != block[0].mode));
         block[b].at = (below(10) * (BLOCKS - 1) % 8 * BLOCKS + b) % 120 * SLOT;
         if (crossing && b < 14) /* so that it crosses into the next page; often the byte to be patched is that page's first */
             block[b].at = (b + 1) * (u32)PAGE_SIZE - (below(2) ? mode_info[block[b].mode].bits == 64 ? 12 : 11 : 8 + below(64));
@@ -625,7 +739,7 @@ int main(int argc, char **argv)
         random_state = seed;
         enum mode mode = make_program();
         ((struct jit *)t.b.v->jit)->heat = (const u8[]){1, 2, 3, 5}[below(4)]; /* late, paths are longer */
-        twins_load(&t, (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
+        twins_load(&t, smap ? TWIN_SMAP : (enum twin_world)mode_info[mode].world, mode_info[mode].cs, code, sizeof(code),
                    (mode_info[mode].bits == 16 ? 0 : TWIN_CODE) + block[0].at, seed);
         for (unsigned pass = 0; pass < PASSES; pass++) {
             enum run_result r = twins_run(&t, 20 + below(500));

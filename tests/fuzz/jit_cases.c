@@ -19,6 +19,13 @@ static const struct { const char *what; const u8 *code; size_t size; } cases[] =
         0xeb, 0x00,                                     /* a new block: flags are in memory */
         0xd0, 0xc0, 0x9b,                               /* rol al, 1; fwait */
         0x04, 0x01, 0xf4)},                             /* add al, 1: nobody reads what was; hlt */
+    {"an access through GS among a group of others off the same register", CODE(
+        0xb8, 0x5b, 0, 0, 0, 0x8e, 0xe8,                /* mov eax, SEL_BASED; mov gs, eax */
+        0xbb, 0, 0x10, 0x02, 0, 0xbe, 5, 0, 0, 0,       /* mov ebx, 0x21000; mov esi, 5 */
+        0x48, 0x8b, 0x03, 0x48, 0x8b, 0x4b, 0x08,       /* L: mov rax, [rbx]; mov rcx, [rbx + 8] */
+        0x48, 0x8b, 0x53, 0x10, 0x4c, 0x8b, 0x63, 0x18, /* mov rdx, [rbx + 16]; mov r12, [rbx + 24] */
+        0x65, 0x4c, 0x8b, 0x6b, 0x08,                   /* mov r13, gs:[rbx + 8] */
+        0xff, 0xce, 0x75, 0xe8, 0xf4)},                 /* dec esi; jnz L; hlt */
 };
 
 /* A page of code that becomes data is written without anybody's notice again. */

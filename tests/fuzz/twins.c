@@ -88,6 +88,8 @@ void twins_remap(struct twins *t, unsigned page, unsigned to)
 
 static u64 descriptor(u32 ar) { return 0x0000ffffull | (u64)(ar & 0xff) << 40 | 0xfull << 48 | (u64)(ar >> 12 & 0xf) << 52; }
 
+static bool is_long(enum twin_world world) { return world == TWIN_LONG || world == TWIN_SMAP; }
+
 static void tables(u8 *m, enum twin_world world, u16 cs)
 {
     static const struct { u16 sel; u16 ar; } segments[] = {
@@ -96,33 +98,35 @@ static void tables(u8 *m, enum twin_world world, u16 cs)
     };
     for (unsigned n = 0; n < ARRAY_SIZE(segments); n++)
         store64(m + GDT + (segments[n].sel & ~7u), descriptor(segments[n].ar));
-    store64(m + GDT + SEL_CODE16, descriptor(0x809b) | (u64)TWIN_CODE << 16);
-    store64(m + GDT + SEL_DATA16, 0x0000ffffull | (u64)TWIN_DATA << 16 | 0x93ull << 40);
+    store64(m + GDT + SEL_CODE16, (descriptor(0x009b) & ~0xf00000000ffffull) | 0xd7ff | (u64)TWIN_CODE << 16); /* the limit is within a page */
+    store64(m + GDT + SEL_DATA16, 0x0000ffffull | (u64)(TWIN_DATA + 0x40) << 16 | 0x93ull << 40); /* its end is within a page */
     store64(m + GDT + (SEL_BASED & ~7u), descriptor(0xc0f3) | 0x80ull << 16);
     store64(m + GDT + SEL_TSS, 0x67ull | (u64)TSS << 16 | 0x8bull << 40);
     store64(m + TSS + 4, HANDLER_STACK); /* RSP0, or ESP0 */
-    if (world != TWIN_LONG)
+    if (!is_long(world))
         store32(m + TSS + 8, SEL_DATA);
     store64(m + PML4, 0x2007);
     store64(m + 0x2000, 0x3007);
     store64(m + 0x3000, PT | 7);
     for (unsigned page = 0; page < TWIN_RAM; page += PAGE_SIZE) {
         u64 flags = page == TWIN_READ_ONLY ? 5 : page == TWIN_ABSENT ? 6 : page == TWIN_SUPERVISOR ? 3 : 7;
+        if (world == TWIN_SMAP && (page <= TWIN_DATA || page > TWIN_DATA + 0x3000))
+            flags &= ~4ull;
         store64(m + PT + page / PAGE_SIZE * 8, page | flags);
         store64(m + PT + (page + TWIN_ALIAS) / PAGE_SIZE * 8, page | flags);
     }
     for (unsigned n = 0; n < 32; n++) {
         u32 at = HANDLERS + n * 16;
-        u64 gate = (at & 0xffff) | (u64)(world == TWIN_LONG ? SEL_CODE64 : SEL_CODE32) << 16 | 0x8eull << 40 | (n == 3 || n == 4 ? 0x60ull << 40 : 0);
-        if (world == TWIN_LONG)
+        u64 gate = (at & 0xffff) | (u64)(is_long(world) ? SEL_CODE64 : SEL_CODE32) << 16 | 0x8eull << 40 | (n == 3 || n == 4 ? 0x60ull << 40 : 0);
+        if (is_long(world))
             store64(m + IDT + n * 16, gate);
         else if (world == TWIN_LEGACY)
             store64(m + IDT + n * 8, gate);
         else
             store32(m + n * 4, HANDLERS);
     }
-    const u8 *from = world == TWIN_LONG ? twin_long_stubs : world == TWIN_LEGACY ? twin_legacy_stubs : twin_real_handler;
-    const u8 *to = world == TWIN_LONG ? twin_long_end : world == TWIN_LEGACY ? twin_legacy_end : twin_real_end;
+    const u8 *from = is_long(world) ? twin_long_stubs : world == TWIN_LEGACY ? twin_legacy_stubs : twin_real_handler;
+    const u8 *to = is_long(world) ? twin_long_end : world == TWIN_LEGACY ? twin_legacy_end : twin_real_end;
     memcpy(m + HANDLERS, from, (size_t)(to - from));
     store32(m + TWIN_RECOVER, (world == TWIN_REAL || cs == SEL_CODE16 ? 0 : TWIN_CODE) + TWIN_CODE_SIZE - 16);
 }
@@ -147,10 +151,15 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
     v->xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
     if (world != TWIN_REAL)
         v->cr0 |= CR0_PE | (rnd() & 1 ? CR0_AM : 0);
-    if (world == TWIN_LONG) {
+    if (is_long(world)) {
         v->cr4 |= CR4_PAE;
         v->cr3 = PML4;
-        v->efer = EFER_LME | EFER_LMA;
+        v->efer = EFER_LME | EFER_LMA | EFER_SCE;
+        v->star = (u64)SEL_CODE64 << 32 | (u64)(SEL_DATA + 8) << 48;
+        v->lstar = rip;
+        v->sfmask = rnd() & 1 ? 0x47700 : 0;
+        v->kernel_gs_base = TWIN_ALIAS;
+        v->cr4 |= (rnd() & 7 ? CR4_FSGSBASE | CR4_PKE : 0) | (world == TWIN_SMAP ? CR4_SMAP : 0);
         v->cr0 |= CR0_PG | (rnd() & 1 ? CR0_WP : 0);
     }
     for (unsigned s = 0; s < 6; s++) {
@@ -175,12 +184,12 @@ static void twin_start(struct twin *g, enum twin_world world, u16 cs, u64 rip)
         segment_unpack(c, cs, d);
     }
     v->gdtr = (struct desc_table){.base = GDT, .limit = 0x67};
-    v->idtr = (struct desc_table){.base = world == TWIN_REAL ? 0 : IDT, .limit = world == TWIN_LONG ? 32 * 16 - 1 : world == TWIN_REAL ? 0x3ff : 32 * 8 - 1};
+    v->idtr = (struct desc_table){.base = world == TWIN_REAL ? 0 : IDT, .limit = is_long(world) ? 32 * 16 - 1 : world == TWIN_REAL ? 0x3ff : 32 * 8 - 1};
     v->seg[SEG_TR] = (struct segment){.base = TSS, .limit = 0x67, .ar = AR_P | 0xb, .sel = SEL_TSS};
     v->seg[SEG_LDTR].ar = AR_UNUSABLE;
     for (unsigned r = 0; r < 16; r++)
         v->gpr[r] = rnd() & 3 ? rnd() : rnd() & 1 ? rnd() & 0xff : ~0ull;
-    if (world != TWIN_LONG)
+    if (!is_long(world))
         for (unsigned r = 0; r < 16; r++)
             v->gpr[r] = (u32)v->gpr[r];
     for (unsigned r = 0; r < 16; r++)
@@ -255,7 +264,7 @@ static bool compare(const struct twins *t)
 #define FIELD(f) bad |= different(#f, (u64)a->f, (u64)b->f)
     FIELD(rip), FIELD(aflags), FIELD(rflags), FIELD(icount), FIELD(activity), FIELD(cpl), FIELD(mode), FIELD(code_mode);
     FIELD(mxcsr), FIELD(cr0), FIELD(cr2), FIELD(cr3), FIELD(cr4), FIELD(efer), FIELD(dr6), FIELD(dr7), FIELD(shadow), FIELD(pending_dbg);
-    FIELD(nmi_blocked), FIELD(xcr0), FIELD(tsc_base);
+    FIELD(nmi_blocked), FIELD(xcr0), FIELD(tsc_base), FIELD(kernel_gs_base), FIELD(aging);
 #undef FIELD
     for (unsigned s = 0; s < SEG_COUNT; s++) {
         bad |= different("selector", a->seg[s].sel, b->seg[s].sel);

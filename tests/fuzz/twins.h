@@ -28,13 +28,14 @@
 #define TWIN_ABSENT 0x26000u
 #define TWIN_SUPERVISOR 0x27000u
 
-enum twin_world { TWIN_LONG, TWIN_LEGACY, TWIN_REAL }; /* IA-32e mode, protected mode without paging, real mode */
+/* IA-32e mode, protected mode without paging, real mode; IA-32e mode with SMAP, where only 0x21000..0x23fff is the user's. */
+enum twin_world { TWIN_LONG, TWIN_LEGACY, TWIN_REAL, TWIN_SMAP };
 /* In the GDT of the worlds that have one. */
 enum twin_selector {
     SEL_CODE64 = 0x08, SEL_DATA = 0x10, SEL_CODE32 = 0x18, SEL_CODE16 = 0x20, SEL_USER_CODE64 = 0x2b, SEL_USER_CODE32 = 0x33,
     SEL_USER_DATA = 0x3b, SEL_TSS = 0x40, SEL_USER_CODE16 = 0x53,
     SEL_BASED = 0x5b, /* data, with a base of 0x80 */
-    SEL_DATA16 = 0x60, /* 64 KiB at TWIN_DATA, for a 16-bit stack too; and SEL_CODE16 begins at TWIN_CODE */
+    SEL_DATA16 = 0x60, /* 64 KiB from TWIN_DATA + 0x40 on, for a 16-bit stack too; and SEL_CODE16 begins at TWIN_CODE */
 };
 
 struct twin {

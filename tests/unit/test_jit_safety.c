@@ -66,6 +66,10 @@ static const char *const emitted[] = {
     "0F B0 /r", "0F B1 /r", "0F C0 /r", "0F C1 /r", "50+r d64", "58+r d64", "68 d64", "6A d64", "FF /6 d64", "8F /0 d64", "C9 d64",
     "E8 f64", "FF /2 f64", "C2 f64", "C3 f64", "E9 f64", "EB f64", "FF /4 f64", "7? f64", "E2 f64", "0F 8? f64",
     "0F 0D /", "0F 18 /", "0F 19 /r", "0F 1A /r", "0F 1B /r", "0F 1C /r", "0F 1D /r", "0F 1E /r", "0F 1F /r", "NP 0F 1C /0", "F3 0F 1E F",
+    /* emit_sys.c: what they look at and what they do is to be read there */
+    "9C !o16", "9D !o16", "FA", "FB", "FC", "FD", "NP 0F 01 CA", "NP 0F 01 CB", "0F 01 F8", "NP 0F 01 EE", "F3 0F AE /0", "F3 0F AE /1", "8C /r",
+    "NP 0F AE /5 mod=3", "NP 0F AE /6 mod=3", "NP 0F AE /7 mod=3", "0F C7 /1 mod!=3 W1", "0F A3 /r mod!=3", "0F AB /r mod!=3", "0F B3 /r mod!=3",
+    "0F BB /r mod!=3", "A4", "A5", "AA", "AB",
     "D9 /5 mod!=3", "D9 /7 mod!=3", "DD /7 mod!=3", "DF E0", "9B", "VEX.L0.NP.0F.WIG 77", "VEX.L1.NP.0F.WIG 77",
 };
 static unsigned of_list[ARRAY_SIZE(emitted)];
@@ -90,6 +94,12 @@ static void look_at_row(struct vcpu *v, const struct insn *i, const u8 *bytes)
     if (!jit_native(v, i))
         return;
     taken[i->row] = 1;
+    enum kind kind = kind_of(v->jit, v->code_mode == CODE_64, i);
+    if (kind == K_SYSTEM || kind == K_STRING) {
+        if (row->jit != JIT_EMIT || row->checks & CHK_END || (i->flags & INSN_OWN_FN))
+            fail_msg("%s is not called", encoding(row));
+        return;
+    }
     const u32 known = CHK_LOCK | CHK_ONLY64 | CHK_NO64 | CHK_X87 | CHK_X87_NOWAIT | CHK_FWAIT | CHK_SSE | CHK_AVX | CHK_ALIGN16 | CHK_ALIGN_MM;
     bool branch = row->jit == JIT_EMIT && strstr(row->encoding, " f64");
     if (row->jit == JIT_CALL || row->intercept || row->vex == 2 || row->checks & ~(known | (branch ? (u32)CHK_END : 0)) ||

@@ -199,6 +199,103 @@ static void five_levels_of_ept(void **state)
     assert_string_equal(g->v->vmx->last_failure->id, "EXEC_EPTP_WALK");
 }
 
+/* ---- IPI virtualization ---- */
+#define PID_TABLE 0x42000u
+#define DESCRIPTOR(n) (0x43000u + (n) * 64u)
+static struct { unsigned n; u32 ndst; u8 vector; } notified;
+static void notify(void *intc, u32 ndst, u8 vector)
+{
+    notified.n++;
+    notified.ndst = ndst;
+    notified.vector = vector;
+}
+static bool posted(struct guest *g, unsigned n, u8 vector) { return get(g, DESCRIPTOR(n) + vector / 64 * 8, 8) == BIT64(vector % 64); }
+
+/* WRMSR of the ICR: what becomes a posted interrupt, and what the hypervisor hears of. */
+static void ipi_virtualization(void **state)
+{
+    struct guest *g = *state;
+    static const struct { const char *name; u64 icr; u8 how; } rows[] = {
+        {"virtual processor 1", 1ull << 32 | 0xa3, 'p'},
+        {"level bit set", 1ull << 32 | 0x40a3, 'p'},
+        {"lowest legal vector", 1ull << 32 | 0x10, 'p'},
+        {"illegal vector", 1ull << 32 | 0x0f, 'e'},
+        {"beyond the table", 4ull << 32 | 0xa3, 'e'},
+        {"pointer not valid", 2ull << 32 | 0xa3, 'e'},
+        {"pointer with reserved bits", 3ull << 32 | 0xa3, 'e'},
+        {"to itself", 0x400a3, 'e'},
+        {"to all", 0x800a3, 'e'},
+        {"logical", 1ull << 32 | 0x8a3, 'e'},
+        {"NMI", 1ull << 32 | 0x400, 'e'},
+        {"level-triggered", 1ull << 32 | 0x80a3, 'e'},
+        {"bit 12", 1ull << 32 | 0x10a3, 'g'}, {"bit 13", 1ull << 32 | 0x20a3, 'g'}, {"bit 16", 1ull << 32 | 0x100a3, 'g'},
+        {"bit 20", 1ull << 32 | 0x1000a3, 'g'}, {"bit 31", 1ull << 32 | 0x800000a3, 'g'},
+    };
+    static struct intc_ops intc;
+    intc = fake_intc;
+    intc.ipi = notify;
+    vcpu_attach_intc(g->v, &intc, g);
+    make_guest(g);
+    F(CPU_BASED_VM_EXEC_CONTROL) |= BIT(PRI_SECONDARY_CONTROLS) | BIT(PRI_TERTIARY_CONTROLS) | BIT(PRI_TPR_SHADOW) | BIT(PRI_MSR_BITMAPS);
+    F(SECONDARY_VM_EXEC_CONTROL) = BIT(SEC_VIRTUALIZE_X2APIC_MODE);
+    F(TERTIARY_VM_EXEC_CONTROL) = BIT(TER_IPI_VIRTUALIZATION);
+    F(MSR_BITMAP) = 0x60000; /* zeros */
+    F(VIRTUAL_APIC_PAGE_ADDR) = VAPIC_PAGE;
+    F(PID_POINTER_TABLE) = PID_TABLE;
+    F(LAST_PID_POINTER_INDEX) = 3;
+    for (unsigned n = 0; n < 4; n++)
+        put(g, PID_TABLE + n * 8, DESCRIPTOR(n) | (n == 2 ? 0 : n == 3 ? 3 : 1), 8);
+    CODE_AT(g, GUEST_CODE, 0xb9, 0x30, 8, 0, 0, 0x0f, 0x30, 0xf4); /* mov ecx, 830h; wrmsr; hlt */
+    for (unsigned n = 0; n < ARRAY_SIZE(rows); n++) {
+        for (unsigned at = 0; at < 256; at += 8)
+            put(g, DESCRIPTOR(0) + at, 0, 8);
+        put(g, DESCRIPTOR(1) + 32, 0x77ull << 32 | 0xf2 << 16, 8); /* NDST, NV */
+        put(g, VAPIC_PAGE + 0x300, 0, 8);
+        notified.n = 0;
+        g->v->gpr[RAX] = (u32)rows[n].icr;
+        g->v->gpr[RDX] = rows[n].icr >> 32;
+        F(GUEST_RIP) = GUEST_CODE;
+        u64 reason = exit_of(g), wanted = rows[n].how == 'p' ? EXIT_REASON_HLT : rows[n].how == 'e' ? EXIT_REASON_APIC_WRITE : EXIT_REASON_EXCEPTION_NMI;
+        bool sent = rows[n].how == 'p', stored = rows[n].how != 'g';
+        if (reason != wanted || posted(g, 1, (u8)rows[n].icr) != sent || notified.n != sent || get(g, VAPIC_PAGE + 0x300, 8) != (stored ? rows[n].icr : 0))
+            fail_msg("%s: exit %llu, %u notifications", rows[n].name, (unsigned long long)reason, notified.n);
+        if (rows[n].how == 'e') {
+            assert_int_equal(F(EXIT_QUALIFICATION), 0x300);
+            assert_int_equal(F(GUEST_RIP), GUEST_CODE + 7);
+        }
+    }
+    /* The notification says where to and what; none while one is outstanding or notifications are suppressed. */
+    for (unsigned control = 0; control < 4; control++) {
+        put(g, DESCRIPTOR(1), 0, 8);
+        put(g, DESCRIPTOR(1) + 32, 0x77ull << 32 | 0xf2 << 16 | control, 8);
+        notified.n = 0;
+        g->v->gpr[RAX] = 0x31;
+        g->v->gpr[RDX] = 1;
+        F(GUEST_RIP) = GUEST_CODE;
+        assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+        assert_true(posted(g, 1, 0x31));
+        assert_int_equal(notified.n, control == 0);
+        assert_int_equal(get(g, DESCRIPTOR(1) + 32, 1), control ? control : 1);
+    }
+    assert_int_equal(notified.ndst, 0x77);
+    assert_int_equal(notified.vector, 0xf2);
+    /* The xAPIC's way: the destination is in the upper half, written before. */
+    F(SECONDARY_VM_EXEC_CONTROL) = BIT(SEC_VIRTUALIZE_APIC_ACCESSES);
+    F(APIC_ACCESS_ADDR) = APIC_PAGE;
+    put(g, DESCRIPTOR(1), 0, 8);
+    put(g, DESCRIPTOR(1) + 32, 0, 8);
+    put(g, VAPIC_PAGE + 0x310, 1u << 24, 4);
+    /* mov dword [40300H], 35h; hlt */
+    CODE_AT(g, GUEST_CODE, 0xc7, 0x04, 0x25, 0x00, 0x03, 0x04, 0x00, 0x35, 0, 0, 0, 0xf4);
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_HLT);
+    assert_true(posted(g, 1, 0x35));
+    /* Without the control the write is the hypervisor's. */
+    F(TERTIARY_VM_EXEC_CONTROL) = 0;
+    F(GUEST_RIP) = GUEST_CODE;
+    assert_int_equal(exit_of(g), EXIT_REASON_APIC_ACCESS);
+}
+
 /* A model without a part of VT-x reports its absence in the capability MSRs, and has no fields for it. */
 static void lesser_models(void **state)
 {
@@ -235,7 +332,7 @@ static void lesser_models(void **state)
             fail_msg("without %s nothing is missing", cpu_feature_info[f].name);
         free(v);
     }
-    assert_int_equal(tested, 24);
+    assert_int_equal(tested, 25);
 }
 
 /* IA32_PERF_GLOBAL_CTRL: loaded and saved by the three controls, each by itself, and left alone without them. */
@@ -292,7 +389,7 @@ static void perf_global_ctrl(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(perf_global_ctrl), T(ept_violation_advanced_information), T(five_levels_of_ept),
+        T(mov_dr_priority), T(disabled_instructions), T(apic_page_fetch), T(perf_global_ctrl), T(ept_violation_advanced_information), T(five_levels_of_ept), T(ipi_virtualization),
         cmocka_unit_test(lesser_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
