@@ -10,7 +10,7 @@ static const char *const never[] = {
     "stosb", "stosw", "stosd", "stosq", "lodsb", "lodsw", "lodsd", "lodsq", "scasb", "scasw", "scasd", "scasq", "cmpsb", "cmpsw", "cmpsq",
     "cmpxchg16b", "std", "cld", "pushfq", "popfq", "clac", "stac", "rdpkru", "rdfsbase", "rdgsbase", "lfence",
 };
-static const char *const ours[] = {"lahf", "sahf"};
+static const char *const ours[] = {"lahf", "sahf", "jrcxz" /* a guard that keeps flags */};
 /* RDX of the host is the guest's: what names it implicitly may do so. */
 static const char *const with_dx[] = {"mul", "imul", "div", "idiv", "mulx", "cwd", "cdq", "cqo"};
 static const char *const with_cl[] = {"rol", "ror", "rcl", "rcr", "shl", "shr", "sal", "sar", "shld", "shrd"};
@@ -93,8 +93,9 @@ const char *code_complaint(csh h, const cs_insn *i)
             if ((jump || call) && o->reg != X86_REG_RAX)
                 return "a jump through a register of the guest";
         } else if (o->type == X86_OP_MEM) {
-            /* Through an entry of the jump cache, which RAX was made to point to. */
-            if ((jump || call) && (call || o->mem.base != X86_REG_RAX || o->mem.index != X86_REG_INVALID ||
+            /* Through an entry of the jump cache, which RAX was made to point to; or what a call has kept of one. */
+            bool kept = jump && o->mem.base == X86_REG_RSP && o->mem.index == X86_REG_INVALID && o->mem.disp == F_AT(temp);
+            if ((jump || call) && !kept && (call || o->mem.base != X86_REG_RAX || o->mem.index != X86_REG_INVALID ||
                                    o->mem.disp != (s64)offsetof(struct jump_cache_entry, block)))
                 return "a jump through memory";
             if (part_of(o->mem.base) == 'i' && (n == 0 || o->size != 8))
