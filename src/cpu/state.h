@@ -267,6 +267,22 @@ struct cpu_model;
 struct trace;
 struct exit_profile;
 
+/*
+ * What translated code found in the TLB for a page: an access that begins less than .limit behind .page is
+ * granted (.near: one of up to CELL_REACH bytes), at its address plus .addend; .host is where the page is. 0: nothing is known. Each place in translated
+ * code has its cell, as far as there are enough; stack and segments have theirs (cell numbers below). Code
+ * of CPL 3 and other code have cells of their own, so that going to and fro forgets nothing.
+ */
+struct cell {
+    u64 page, limit, near, addend, host;
+};
+#define CELLS_LG2 11
+#define CELLS (1u << CELLS_LG2) /* of each set */
+#define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page */
+#define CELL_REACH 160u
+#define CELL_NEAR (4096u - CELL_REACH + 1)
+enum { CELL_STACK, CELL_STACK_WRITE, CELL_SEGMENT, CELL_SEGMENT_WRITE, CELL_FIRST };
+
 struct vcpu {
     /* ---- hot: registers. The first 18 words are one array for effective addresses (REG_*). ---- */
     u64 gpr[16];
@@ -296,18 +312,6 @@ struct vcpu {
     u64 budget_end; /* engine returns when icount reaches it */
     u64 linear_mask; /* ~0 in 64-bit mode, 0xffffffff elsewhere */
 
-    /*
-     * What translated code found in tlb_now for the page behind a base register: reads, then writes, by
-     * register, with two more for FS and GS and for RIP. The MMU forgets them whenever tlb_now
-     * changes or grants less. An access that begins less than .limit behind .page is granted.
-     */
-#define CELL_SEGMENT 16
-#define CELL_RIP 17
-#define CELL_WRITE 18
-#define CELLS 36
-#define CELL_LIMIT (4096u - 31) /* no access of up to 32 bytes leaves the page; 0: nothing is known */
-    _Alignas(64) u64 cell_limit[CELLS];
-    u64 cell_page[CELLS], cell_addend[CELLS];
     struct tlb_entry *tlb_by_ac[2]; /* while CPL < 3: what STAC and CLAC make tlb_now, by RFLAGS.AC (mmu_update_privilege()) */
 
     /* ---- SIMD and x87 ---- */
@@ -406,12 +410,35 @@ struct vcpu {
     u64 unfinished;     /* instructions in icount that were interrupted between two elements, and begin again */
     struct code_guards *guards; /* NULL: the engine has none */
     jmp_buf unwind;     /* where a fault goes: back to the engine's loop */
+
+    /* ---- cells: [0] CPL 0 to 2, [1] CPL 3 ---- */
+    const struct tlb_entry *cell_owner[2]; /* the TLB that they speak of */
+    u64 cells_forgotten;     /* how often */
+    u32 cells_filled[2];     /* numbers of those whose limit is not 0 */
+    u16 cell_filled[2][CELLS];
+    _Alignas(64) struct cell cell[2 * CELLS];
 };
 
 enum interrupt_shadow { SHADOW_STI = BIT(0), SHADOW_MOVSS = BIT(1) };
 
 _Static_assert(offsetof(struct vcpu, zero) == 16 * 8 && offsetof(struct vcpu, next_rip) == 17 * 8,
                "effective addresses index the register file: REG_NONE, REG_RIP");
+
+/* Translated code must ask the TLB again. */
+static inline void cells_forget_set(struct vcpu *v, unsigned set)
+{
+    for (u32 n = 0; n < v->cells_filled[set]; n++) {
+        struct cell *c = &v->cell[v->cell_filled[set][n]];
+        c->limit = c->near = 0;
+    }
+    v->cells_filled[set] = 0;
+    v->cells_forgotten++;
+}
+static inline void cells_forget(struct vcpu *v)
+{
+    cells_forget_set(v, 0);
+    cells_forget_set(v, 1);
+}
 
 static inline bool cpu_has(const struct vcpu *v, enum cpu_feature f) { return v->features[f]; }
 static inline u64 cpu_rflags(const struct vcpu *v) { return v->rflags | v->aflags; }

@@ -88,6 +88,16 @@ void emit_link_in_page(struct tr *t, s64 delta)
     }
 }
 
+/* Of the path, to what begins with an instruction in one of @pages. */
+void emit_link_along(struct tr *t, s64 delta, u32 pages)
+{
+    u64 host = host_at(t, delta, pages);
+    if (host)
+        emit_link(t, delta, host);
+    else
+        t->c->full = true;
+}
+
 /* ---- guards ---- */
 
 /* op reg, [data]: what lies near the arena is reached from RIP. */
@@ -134,6 +144,7 @@ void emit_page_guards(struct tr *t, const struct insn *i)
         }
         if (!(t->pages & BIT(n))) {
             flags_spare(t);
+            t->rcx = 0;
             struct guard_site *s = emit_guard(t, distance, p->page[n].host, t->off);
             if (!s)
                 return;

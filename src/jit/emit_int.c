@@ -16,6 +16,8 @@ static bool rm_may_be_memory(const struct insn *i, const struct insn_row *row)
     if (row->map == 0)
         return op < 0x40 || op == 0x63 || op == 0x69 || op == 0x6b || (op >= 0x80 && op <= 0x8b && (op & 0xfe) != 0x86) ||
                (op & 0xfe) == 0xc0 || (op & 0xfc) == 0xd0 || op == 0xc7 || op == 0xf6 || op == 0xf7 || op >= 0xfe;
+    if (row->map == 2)
+        return op == 0xf6 && row->pp; /* ADCX, ADOX */
     return row->map == 1 && ((op & 0xf0) == 0x40 || op == 0xaf || op == 0xb6 || op == 0xb7 || op == 0xbe || op == 0xbf ||
                              (row->pp == 2 && op >= 0xb8 && op <= 0xbd)) &&
            !(i->flags & INSN_LOCK);
@@ -50,6 +52,18 @@ static void word_operand(struct encode_regs *e, unsigned r)
 static bool copy_in_place(struct tr *t, const struct insn *i, const struct insn_row *row, const struct operand *reg,
                           const struct operand *rm, struct encode_regs *e)
 {
+    if (reg && rm && rm->kind == OPND_GPR_RM && i->reg == i->rm && !in_host(i->reg) && !row->map && !row->vex && i->opsize >= 4) {
+        unsigned op = row->opcode & ~2u;
+        if (op == 0x31 || op == 0x29) { /* XOR, SUB: 0 */
+            put_rr(t->c, false, 0x33, H_RAX, H_RAX);
+            reg_store(t, i->reg, H_RAX);
+            return true;
+        }
+        if (row->opcode == 0x85) { /* TEST is a comparison with 0 */
+            put_alu_imm_mem(t->c, i->opsize == 8, 7, H_RBP, V_AT(gpr) + (s32)i->reg * 8, 0);
+            return true;
+        }
+    }
     if (reg && !in_host(i->reg)) {
         /* op reg, r/m with the two exchanged */
         bool alu = row->map == 0 && !row->vex && ((row->opcode < 0x40 && (row->opcode & 7) == 3) || row->opcode == 0x8b);
@@ -126,22 +140,15 @@ void emit_copy(struct tr *t, const struct insn *i)
     if (mem_access) {
         struct ea ea;
         ea_of(t, i, &ea);
+        t->align = (row->checks & CHK_ALIGN16) || (locked && mem_size > 1) ? (u8)(mem_size - 1) : 0; /* no split locks on the host */
+        t->align_sure = !locked && !(row->checks & CHK_ALIGN_MM && cpu_has(t->v, FEAT_MISALIGNSSE));
         mem_check(t, &ea, mem_size, mem_access & 2, &m);
+        t->align = 0;
         if (cl) { /* RCX is for the count */
-            put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, 0, m.disp);
-            m = (struct mem){H_RAX, H_NONE, 0};
-        } else if (high || locked || row->checks & CHK_ALIGN16) {
+            put_rmx(c, true, 0x8d, H_RAX, m.base, m.index, m.scale, m.disp);
+            m = (struct mem){H_RAX, H_NONE, 0, 0};
+        } else if (high) {
             mem_to_rcx(t, &m);
-        }
-        if (row->checks & CHK_ALIGN16) {
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
-            slow_if(t, CC_NE);
-        }
-        if (locked && mem_size > 1) { /* no split locks on the host */
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, mem_size - 1); /* test cl, size - 1 */
-            slow_if(t, CC_NE);
         }
         if (cl && t->need && (t->flags == FL_MEMORY || t->flags == FL_NOWHERE)) { /* RAX holds the address */
             put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
@@ -152,6 +159,7 @@ void emit_copy(struct tr *t, const struct insn *i)
         }
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else {
         flags_want(t);
@@ -159,6 +167,7 @@ void emit_copy(struct tr *t, const struct insn *i)
     bool vvvv_scratch = vvvv && !in_host(i->vvvv);
     if (!mem_access && !high && !cl && !vvvv_scratch && !(reg && reg->size == 1) && !(rm && rm->size == 1) &&
         copy_in_place(t, i, row, reg, rm, &e)) {
+        t->rcx = t->held;
         if (row->checks & CHK_UNITS)
             vector_end(t, i);
         return;
@@ -187,6 +196,10 @@ void emit_copy(struct tr *t, const struct insn *i)
     if (cl)
         reg_load(t, H_RCX, RCX);
     put_insn(t, &placed, &e);
+    if (mem_access)
+        t->rcx = cl || m.index != H_RCX ? 0 : t->got;
+    else
+        t->rcx = cl || (rm_scratch && e.rm == H_RCX && !(placed.flags & INSN_MEM)) ? 0 : t->held;
     if (vvvv_scratch && vvvv->access & 2)
         reg_store(t, i->vvvv, H_RAX);
     if (reg_scratch && ((reg->access | (one ? rm->access : 0)) & 2))
@@ -203,22 +216,19 @@ void emit_copy(struct tr *t, const struct insn *i)
  */
 void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
 {
-    struct code_buf *c = t->c;
     struct encode_regs e = {.index = REG_NONE, .reg = host_of[(size == 1 ? i->reg8 / 8u : i->reg) & 15]};
     struct insn placed = *i;
     struct mem m;
     if (i->flags & INSN_MEM) {
         struct ea ea;
         ea_of(t, i, &ea);
+        t->align = write && size > 1 && (i->flags & INSN_LOCK) ? (u8)(size - 1) : 0;
+        t->align_sure = false;
         mem_check(t, &ea, size, write, &m);
-        if (write && size > 1 && (i->flags & INSN_LOCK)) {
-            mem_to_rcx(t, &m);
-            flags_spare(t);
-            put1(c, 0xf6), put1(c, 0xc1), put1(c, size - 1);
-            slow_if(t, CC_NE);
-        }
+        t->align = 0;
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else if (size > 1 && !in_host(i->rm)) { /* MUL only */
         word_operand(&e, i->rm);
@@ -238,6 +248,7 @@ void emit_in_rax(struct tr *t, const struct insn *i, unsigned size, bool write)
 /* XCHG with the accumulator. */
 void emit_xchg(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     unsigned other = host_of[i->rm];
     if (!in_host(i->rm)) {
@@ -254,6 +265,7 @@ void emit_xchg(struct tr *t, const struct insn *i)
 /* op accumulator, immediate: the short forms name the host's, so the long ones are used. */
 void emit_accumulator(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     unsigned op = i->opcode, size = op & 1 ? i->opsize : 1;
     bool test = op >= 0xa8;
@@ -310,6 +322,7 @@ void emit_moffs(struct tr *t, const struct insn *i)
 /* INC and DEC of 40..4F, which are REX prefixes on the host. */
 void emit_count(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     flags_want(t);
     if (i->opsize == 2)
         put1(t->c, 0x66);
@@ -324,13 +337,14 @@ void emit_lea(struct tr *t, const struct insn *i)
     ea_of(t, i, &e);
     e.seg = SEG_DS;
     bool both = e.base < 16 && e.index < 16 && !in_host(e.base) && !in_host(e.index);
-    if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && e.base != REG_NONE) {
+    if (i->opsize >= 4 && in_host(i->reg) && ea_simple(t, &e) && (e.base < 16 || (e.base == REG_NONE && e.index < 16))) {
+        t->rcx = t->held;
         /* One instruction; the smaller of the two sizes zero-extends as both would. */
         bool w = i->opsize == 8 && e.adsize == 8;
         if (e.index == REG_NONE)
             put_rm(c, w, 0x8d, host_of[i->reg], host_of[e.base], (s32)e.disp);
         else
-            put_rmx(c, w, 0x8d, host_of[i->reg], host_of[e.base], host_of[e.index], e.scale, (s32)e.disp);
+            put_rmx(c, w, 0x8d, host_of[i->reg], e.base < 16 ? host_of[e.base] : H_NONE, host_of[e.index], e.scale, (s32)e.disp);
         return;
     }
     if (i->opsize == 4)
@@ -355,6 +369,7 @@ void emit_lea(struct tr *t, const struct insn *i)
 /* CBW..CDQE, CWD..CQO: through RAX, where the host's own forms work. */
 void emit_extend(struct tr *t, const struct insn *i)
 {
+    t->rcx = t->held;
     struct code_buf *c = t->c;
     if (i->opcode == 0x98) { /* MOVSX, MOVSXD */
         if (i->opsize == 2)
@@ -383,6 +398,7 @@ void emit_push_reg(struct tr *t, const struct insn *i)
     }
     put_op_mem(t, t->wide, 0x89, src, &m);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_push_imm(struct tr *t, const struct insn *i)
@@ -393,6 +409,7 @@ void emit_push_imm(struct tr *t, const struct insn *i)
     put_op_mem(t, t->wide, 0xc7, 0, &m);
     put4(t->c, (u32)i->imm);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_push_rm(struct tr *t, const struct insn *i)
@@ -411,6 +428,7 @@ void emit_push_rm(struct tr *t, const struct insn *i)
     put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
     put_op_mem(t, t->wide, 0x89, H_RAX, &m);
     stack_move(t, -(s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_pop_reg(struct tr *t, const struct insn *i)
@@ -426,6 +444,7 @@ void emit_pop_reg(struct tr *t, const struct insn *i)
     }
     if (i->rm != RSP)
         stack_move(t, (s32)word(t));
+    t->rcx = t->got;
 }
 
 void emit_leave(struct tr *t)
@@ -436,6 +455,7 @@ void emit_leave(struct tr *t)
     put_op_mem(t, t->wide, 0x8b, H_RAX, &m);
     put_rm(t->c, t->wide, 0x8d, host_of[RSP], host_of[RBP], (s32)word(t));
     put_rr(t->c, t->wide, 0x8b, host_of[RBP], H_RAX);
+    t->rcx = t->got;
 }
 
 /*
@@ -487,6 +507,7 @@ void emit_mulx(struct tr *t, const struct insn *i)
         mem_check(t, &ea, i->opsize, false, &m);
         e.base = m.base;
         e.index = m.index == H_NONE ? REG_NONE : m.index;
+        e.scale = m.scale;
         e.disp = m.disp;
     } else {
         e.rm = in_host(i->rm) ? host_of[i->rm] : H_RCX;

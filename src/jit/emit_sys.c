@@ -178,6 +178,7 @@ static void emit_ac(struct tr *t, bool on)
     put_state(t, on ? 1 : 4, V_AT(rflags), on ? (s32)FL_AC : ~(s32)FL_AC);
     put_rm(c, true, 0x8b, H_RAX, H_RBP, V_AT(tlb_by_ac) + on * 8);
     put_rm(c, true, 0x89, H_RAX, H_RBP, V_AT(tlb_now));
+    put_rm(c, true, 0x89, H_RAX, H_RBP, V_AT(cell_owner));
     if (!on) {
         put_call_to(c, t->j->forget);
         put_target(off, c->p);
@@ -437,12 +438,20 @@ static void string_stub(struct code_buf *c, unsigned lg2, bool move)
 
 void system_make_stubs(struct jit *j, struct code_buf *c)
 {
-    /* What cells_forget() of the MMU does. Changes no register and no flag. */
+    /* What cells_forget_set() does, for CPL 0. RAX, RCX and flags are lost. */
     j->forget = c->p;
-    for (s32 n = 0; n < CELLS; n++) {
-        put_rm(c, true, 0xc7, 0, H_RBP, V_AT(cell_limit) + n * 8);
-        put4(c, 0);
-    }
+    put_rm(c, false, 0x8b, H_RCX, H_RBP, V_AT(cells_filled));
+    put_rr(c, false, 0x85, H_RCX, H_RCX);
+    u8 *none = put_jcc(c, CC_E), *each = c->p;
+    put_rmx(c, false, 0x0fb7, H_RAX, H_RBP, H_RCX, 1, V_AT(cell_filled) - 2); /* movzx */
+    put_rmx(c, false, 0x8d, H_RAX, H_RAX, H_RAX, 2, 0);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RAX, 3, V_AT(cell) + (s32)offsetof(struct cell, limit)), put4(c, 0);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RAX, 3, V_AT(cell) + (s32)offsetof(struct cell, near)), put4(c, 0);
+    put_rr(c, false, 0xff, 1, H_RCX); /* dec */
+    put_target(put_jcc(c, CC_NE), each);
+    put_rm(c, false, 0x89, H_RCX, H_RBP, V_AT(cells_filled));
+    put_target(none, c->p);
+    put_rm(c, true, 0xff, 0, H_RBP, V_AT(cells_forgotten)); /* inc */
     put1(c, 0xc3);
     for (unsigned n = 0; n < 8; n++) {
         j->string[n] = c->p;

@@ -27,6 +27,7 @@ static u8 *units_check(struct tr *t, u32 need)
     put_mov_imm32(c, H_RAX, need);
     put_call_to(c, t->j->units_load);
     u8 *none = put_jcc(c, CC_E);
+    t->held = 0;
     put_target(loaded, c->p);
     t->units |= need;
     return none;
@@ -44,11 +45,7 @@ void units_want(struct tr *t, u32 need)
 void units_hoist(struct tr *t)
 {
     u8 *none = units_check(t, units_ahead(t, 0));
-    if (!none)
-        return;
-    if (t->groups) /* the body of the first instruction would lead behind the groups' check */
-        t->groups->other[t->groups->nother++] = none;
-    else
+    if (none)
         slow_from(t, none);
 }
 
@@ -173,7 +170,7 @@ void emit_x87_control(struct tr *t, const struct insn *i)
     mem_check(t, &ea, 2, ext == 7, &m);
     if (ext == 5) { /* FLDCW: with exceptions unmasked it is not for the host */
         flags_spare(t);
-        put_rmx(c, false, 0x0fb7, H_RAX, m.base, m.index, 0, m.disp);
+        put_rmx(c, false, 0x0fb7, H_RAX, m.base, m.index, m.scale, m.disp);
         put_rr(c, false, 0xf7, 2, H_RAX);   /* not eax */
         put1(c, 0xa8), put1(c, 0x3f); /* test al, 0x3f */
         slow_if(t, CC_NE);

@@ -1,14 +1,15 @@
 /*
- * One check for all accesses off one base register. At the start of a path it is asked, for each base
- * register that the path uses more than once before loading it, whether the lowest and the highest of those
- * accesses lie in the page of the register's cell. Then all do, and none of them is checked again. If not,
- * the path's other version runs, in which every access is checked by itself.
+ * One check for many accesses: a span is what a path accesses off one base register between two loads of it. Where
+ * it begins, one cell is asked for all of it; then none of the others is checked. If it does not lie in one page,
+ * or is not granted, the translation is left for the one that begins with that instruction, which is checked by itself
+ * there: no span begins with a translation.
  *
- * A slow path calls C, which may take a grant back: behind it the cells of the groups are looked at again.
+ * A slow path calls C, which may take a grant back: if it did, the translation is left behind it.
  */
 #include "jit/tr.h"
 
 #define REACH 1024
+#define FAR (1 << 20)
 
 /* How the instruction changes @r: 0 not, 1 by @by, 2 in another way. */
 static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k, unsigned r, s64 *by)
@@ -63,154 +64,201 @@ static unsigned change_of(const struct tr *t, const struct insn *i, enum kind k,
     return 2;
 }
 
-void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind k)
+static void step(struct tr *t, const struct insn *i, enum kind k, void (*lost)(struct tr *t, unsigned r))
 {
-    u32 may = g->valid & (k == K_COPY || k == K_LEA ? gprs_written(i) : k == K_JCC || k == K_JMP || k == K_NOP ? 0 : 0xffff);
-    for (; may; may &= may - 1) {
+    for (u32 may = gprs_changed(i, k); may; may &= may - 1) {
         unsigned r = (unsigned)__builtin_ctz(may);
         s64 by;
         unsigned change = change_of(t, i, k, r, &by);
-        if (change == 1)
-            g->delta[r] += by;
-        else if (change == 2)
-            g->valid &= ~BIT(r);
-    }
-}
-
-static void note(struct groups *g, unsigned r, s64 disp, bool write)
-{
-    if (!in_host(r) || !(g->valid & BIT(r)))
-        return;
-    s64 at = disp + g->delta[r];
-    if (at < -REACH || at > REACH)
-        return;
-    struct group *p = &g->group[r];
-    if (!p->count) {
-        p->lo = p->hi = (s32)at;
-    } else {
-        p->lo = at < p->lo ? (s32)at : p->lo;
-        p->hi = at > p->hi ? (s32)at : p->hi;
-    }
-    p->count++;
-    p->write |= write;
-}
-
-/* The accesses of an instruction that mem_check() will be asked for. */
-static void note_accesses(struct tr *t, struct groups *g, const struct insn *i, enum kind k)
-{
-    const struct insn_row *row = insn_row(i);
-    s64 size = word(t);
-    bool memory = (i->flags & INSN_MEM) && k != K_LEA && k != K_NOP && k != K_CALL;
-    if (memory && i->index == REG_NONE && i->adsize == 8 && i->seg != SEG_FS && i->seg != SEG_GS) {
-        bool write = k == K_CMPXCHG;
-        for (unsigned n = 0; n < row->nopnd; n++) {
-            unsigned kind = row->opnd[n].kind;
-            if (kind == OPND_GPR_RM || kind == OPND_MEM || kind == OPND_VEC_RM || kind == OPND_MMX_RM)
-                write |= row->opnd[n].access & 2;
+        if (change == 1) {
+            t->delta[r] += by;
+        } else if (change == 2) {
+            t->delta[r] = 0;
+            lost(t, r);
         }
-        note(g, i->base, i->disp, write);
+    }
+    if (k == K_CALL)
+        for (unsigned r = 0; r < 16; r++)
+            lost(t, r);
+}
+
+static void forget(struct tr *t, unsigned r)
+{
+    t->span_now[r] = 0;
+    t->align_mask[r] = 0;
+}
+
+void spans_step(struct tr *t, const struct insn *i, enum kind k) { step(t, i, k, forget); }
+
+/* ---- where they are ---- */
+
+/* Returns the number of the span that the access belongs to, or 0. */
+static unsigned note(struct tr *t, unsigned n, unsigned r, s64 disp, unsigned size, bool write, unsigned straight)
+{
+    if (!size || n == 0)
+        return 0;
+    s64 at = disp + t->delta[r], end = at + size;
+    if (at < -FAR || end > FAR)
+        return 0;
+    struct span *s = t->span_now[r] ? &t->span[t->span_now[r] - 1] : NULL;
+    if (s && (at < s->end - REACH || end > s->lo + REACH))
+        return 0;
+    /* What is written for sure is asked for at once; else a write begins another span. */
+    if (s && write && !s->write) {
+        if (s->first >= straight)
+            s->write = true;
+        else
+            s = NULL;
+    }
+    if (!s) {
+        if (t->nspans == ARRAY_SIZE(t->span))
+            return 0;
+        s = &t->span[t->nspans++];
+        *s = (struct span){.reg = (u8)r, .first = (u8)n, .lo = (s32)at, .end = (s32)end, .write = write};
+        t->span_now[r] = (u8)t->nspans;
+    }
+    s->lo = at < s->lo ? (s32)at : s->lo;
+    s->end = end > s->end ? (s32)end : s->end;
+    s->last = (u8)n;
+    s->count++;
+    return t->span_now[r];
+}
+
+/* The accesses of an instruction that mem_check() will be asked for; the numbers of their spans to @in. Returns how many there are. */
+static unsigned note_accesses(struct tr *t, unsigned n, const struct insn *i, enum kind k, unsigned straight, u8 in[2])
+{
+    unsigned count = 0;
+    const struct insn_row *row = insn_row(i);
+    unsigned size = word(t);
+    bool memory = (i->flags & INSN_MEM) && k != K_LEA && k != K_NOP && k != K_CALL && k != K_SYSTEM && k != K_STRING;
+    if (memory)
+        in[count++] = 0;
+    if (memory && i->base < 16 && i->index == REG_NONE && i->adsize == 8 && i->seg != SEG_FS && i->seg != SEG_GS) {
+        bool write = k == K_CMPXCHG;
+        unsigned bytes = size;
+        for (unsigned o = 0; o < row->nopnd; o++) {
+            unsigned kind = row->opnd[o].kind;
+            if (kind == OPND_GPR_RM || kind == OPND_MEM || kind == OPND_VEC_RM || kind == OPND_MMX_RM) {
+                write |= row->opnd[o].access & 2;
+                bytes = operand_bytes(i, o);
+            }
+        }
+        in[0] = (u8)note(t, n, i->base, i->disp, bytes, write, straight);
     }
     if (k == K_PUSH_REG || k == K_PUSH_IMM || k == K_PUSH_RM || k == K_CALL_REL || k == K_CALL_IND)
-        note(g, RSP, -size, true);
+        in[count++] = (u8)note(t, n, RSP, -(s64)size, size, true, straight);
     else if (k == K_POP_REG || k == K_RET)
-        note(g, RSP, 0, false);
+        in[count++] = (u8)note(t, n, RSP, 0, size, false, straight);
     else if (k == K_LEAVE)
-        note(g, RBP, 0, false);
+        in[count++] = (u8)note(t, n, RBP, 0, size, false, straight);
+    return count;
 }
 
-bool groups_find(struct tr *t, struct groups *g)
+static void begin(struct tr *t)
 {
-    int gain = 0;
-    *g = (struct groups){.valid = 0xffff};
-    if (t->q->region || !t->wide)
+    memset(t->delta, 0, sizeof(t->delta));
+    memset(t->span_now, 0, sizeof(t->span_now));
+}
+
+/* Whether an instruction whose accesses are all checked already has no other slow path. */
+static bool quiet_kind(const struct insn *i, enum kind k)
+{
+    switch (k) {
+    case K_COPY: case K_MULTIPLY: case K_MULX:
+        return !(i->flags & INSN_LOCK) && !(insn_row(i)->checks & CHK_ALIGN16) && (insn_row(i)->opcode & 0xfe) != 0x86;
+    case K_PUSH_REG: case K_PUSH_IMM: case K_PUSH_RM: case K_POP_REG: case K_LEAVE: case K_CALL_REL:
+        return true;
+    default:
         return false;
+    }
+}
+
+void spans_find(struct tr *t)
+{
+    unsigned straight = 0; /* nothing leaves the path between this instruction and the one in hand */
+    u32 units = 0;         /* known to be loaded there */
+    u8 in[PATH_MAX_INSNS][2], accesses[PATH_MAX_INSNS];
+    if (t->q->region || !t->wide)
+        return;
     for (unsigned n = 0; n < t->q->count; n++) {
         const struct insn *i = &t->b->insn[n];
         enum kind k = t->kinds[n];
-        if (k == K_CALL && n + 1 < t->q->count)
-            return false;
-        note_accesses(t, g, i, k);
-        groups_step(t, g, i, k);
-    }
-    g->valid = 0;
-    for (unsigned r = 0; r < 16; r++) {
-        struct group *p = &g->group[r];
-        int saved = (int)p->count - (p->lo == p->hi ? 1 : 2);
-        if (p->count < 2 || saved < 1) {
-            p->count = 0;
-            continue;
+        accesses[n] = (u8)note_accesses(t, n, i, k, straight, in[n]);
+        t->quiet[n] = n && n + 1 < t->q->count && quiet_kind(i, k);
+        u32 need = k == K_CALL ? 0 : jit_units_of(insn_row(i));
+        if (need & ~units) {
+            t->quiet[n] = false;
+            units |= units_ahead(t, n);
         }
-        g->valid |= BIT(r);
-        g->delta[r] = 0;
-        gain += saved;
+        if (k == K_CALL)
+            units = 0;
+        if (k == K_JCC || k == K_RET)
+            straight = n + 1;
+        step(t, i, k, forget);
     }
-    return gain >= 2;
+    for (unsigned n = 0; n < t->q->count; n++)
+        for (unsigned a = 0; a < accesses[n]; a++) {
+            const struct span *s = in[n][a] ? &t->span[in[n][a] - 1] : NULL;
+            t->quiet[n] &= s && s->count > 1 && s->first < n;
+        }
+    begin(t);
 }
 
-static s32 limit_at(unsigned cell) { return V_AT(cell_limit) + (s32)cell * 8; }
+/* ---- the code ---- */
 
-void groups_check(struct tr *t, struct groups *g)
+static bool covers(const struct tr *t, const struct span *s, const struct ea *e, unsigned size, bool write)
 {
-    struct code_buf *c = t->c;
-    for (unsigned r = 0; r < 16; r++) {
-        struct group *p = &g->group[r];
-        if (!p->count)
-            continue;
-        p->cell = r + (p->write ? CELL_WRITE : 0);
-        put_rm(c, true, 0x8d, H_RCX, host_of[r], p->lo);
-        put_rm(c, true, 0x2b, H_RCX, H_RBP, V_AT(cell_page) + (s32)p->cell * 8);
-        put_rm(c, true, 0x3b, H_RCX, H_RBP, limit_at(p->cell));
-        p->miss = put_jcc(c, CC_AE);
-        p->back = c->p;
-        if (p->hi != p->lo) {
-            put_alu_imm(c, true, 0, H_RCX, p->hi - p->lo);
-            put_rm(c, true, 0x3b, H_RCX, H_RBP, limit_at(p->cell));
-            g->other[g->nother++] = put_jcc(c, CC_AE);
+    s64 at = e->disp + t->delta[e->base];
+    return at >= s->lo && at + size <= s->end && (s->write || !write);
+}
+
+struct span *span_now(struct tr *t, unsigned r) { return t->span_now[r] ? &t->span[t->span_now[r] - 1] : NULL; }
+
+struct span *span_of(struct tr *t, const struct ea *e, unsigned size, bool write)
+{
+    if (e->seg == SEG_FS || e->seg == SEG_GS)
+        return NULL;
+    struct span *s = span_now(t, e->base);
+    if (s && covers(t, s, e, size, write))
+        return s;
+    for (unsigned n = t->next_span; n < t->nspans && t->span[n].first <= t->idx; n++) {
+        s = &t->span[n];
+        if (s->first < t->idx) {
+            t->next_span = n + 1;
+        } else if (s->reg == e->base && s->count > 1 && !s->checked && covers(t, s, e, size, write)) {
+            t->span_now[s->reg] = (u8)(n + 1);
+            return s;
         }
     }
+    return NULL;
 }
 
-void groups_misses(struct tr *t, struct groups *g)
+bool spans_ahead(const struct tr *t)
 {
-    struct code_buf *c = t->c;
-    for (unsigned r = 0; r < 16; r++) {
-        const struct group *p = &g->group[r];
-        if (!p->count)
-            continue;
-        put_target(p->miss, c->p);
-        put_rm(c, true, 0x8d, H_RAX, host_of[r], p->lo);
-        tlb_ask(t, 1, p->write);
-        refill_here(t, p->write);
-        g->other[g->nother++] = put_jcc(c, CC_NE);
-        cell_fill(t, p->cell);
-        put_rm(c, true, 0x8d, H_RCX, host_of[r], p->lo);
-        put_rm(c, true, 0x2b, H_RCX, H_RBP, V_AT(cell_page) + (s32)p->cell * 8);
-        put_rm(c, true, 0x3b, H_RCX, H_RBP, limit_at(p->cell));
-        g->other[g->nother++] = put_jcc(c, CC_AE);
-        put_jmp_to(c, p->back);
+    for (unsigned r = 0; r < 16; r++)
+        if (t->span_now[r] && t->span[t->span_now[r] - 1].last > t->idx)
+            return true;
+    return false;
+}
+
+void span_exit(struct tr *t, struct miss *m)
+{
+    bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
+    m->recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe;
+    m->off = t->off;
+    m->pages = t->pages;
+    m->idx = (u8)t->idx;
+    m->fip_valid = t->fip_valid;
+    m->fip = t->fip;
+}
+
+void span_leave(struct tr *t, const struct miss *m)
+{
+    if (m->recipe.op != AGAIN_NONE) {
+        flags_again(t, &m->recipe);
+        flags_save(t);
     }
-}
-
-bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell)
-{
-    const struct groups *g = t->groups;
-    if (!g || e->base >= 16 || e->index != REG_NONE || !(g->valid & BIT(e->base)) || e->adsize != 8 || e->seg == SEG_FS || e->seg == SEG_GS)
-        return false;
-    const struct group *p = &g->group[e->base];
-    s64 at = e->disp + g->delta[e->base];
-    *cell = p->cell;
-    return at >= p->lo && at <= p->hi && (p->write || !write);
-}
-
-/* Behind a body: jumps, to be set, of a cell that was forgotten. */
-unsigned groups_still(struct tr *t, u32 valid, u8 **from)
-{
-    unsigned n = 0;
-    for (unsigned r = 0; r < 16; r++) {
-        if (!(valid & BIT(r)))
-            continue;
-        put_alu_imm_mem(t->c, true, 7, H_RBP, limit_at(t->groups->group[r].cell), 0);
-        from[n++] = put_jcc(t->c, CC_E);
-    }
-    return n;
+    fip_flush(t, m->fip_valid, m->fip);
+    left_add(t, m->idx - 1u);
+    emit_link_along(t, m->off, m->pages);
 }

@@ -32,7 +32,7 @@ struct frame {
     u64 temp, temp2;
     struct jit *jit;
     u64 units; /* enum unit: what the host holds of the guest's */
-    u64 linear; /* address, of an access in 16-bit code */
+    u64 linear; /* address, of an access in 16-bit code; what make_ask_stub()'s code was told */
 };
 #define F_AT(field) ((s32)offsetof(struct frame, field))
 _Static_assert(sizeof(struct frame) % 16 == 0, "RSP stays aligned");
@@ -148,10 +148,12 @@ struct jit {
     unsigned segment;
     struct block_links *in_segment[SEGMENTS];
     u8 *enter, *call, *far, *exit, *vec_store, *units_load, *forget, *refill[2], *string[8], *cmpxchg16b[2], *guard_ask, *gone; /* stubs, addresses in the writable mapping */
+    u8 *ask[2][2];      /* without and with refill[]; for reads, for writes */
     void (*serialise)(void);
     bool patched;       /* code that may have run was written: serialise before it runs again */
     bool moved;         /* since it was entered, translated code has gone on in another context (jit_call_far()) */
     bool lockstep;      /* translations go no further than the TLB grants, and call no bodies */
+    u32 next_cell[2];   /* to be given to a place in translated code */
     u32 heat;           /* executions before a block is translated */
     struct link *link;
     u32 links;           /* numbers below were used, */

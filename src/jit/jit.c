@@ -81,6 +81,63 @@ static void put_vec_store(const struct jit *j, struct code_buf *c, s32 deep)
     put_target(none, c->p);
 }
 
+/*
+ * Asks the TLB for the access at RAX whose cell is CX, and which has so many bytes, less one, as bits 31:16 of ECX
+ * say. ZF: it is granted, the cell is filled, RCX is the addend. RAX is lost.
+ */
+static void make_ask_stub(const struct jit *j, struct code_buf *c, bool refill, bool write)
+{
+    const s32 info = F_AT(linear) + 8, page = V_AT(cell) + (s32)offsetof(struct cell, page), limit = V_AT(cell) + (s32)offsetof(struct cell, limit),
+              near = V_AT(cell) + (s32)offsetof(struct cell, near), addend = V_AT(cell) + (s32)offsetof(struct cell, addend),
+              host = V_AT(cell) + (s32)offsetof(struct cell, host);
+    put_rm(c, true, 0x89, H_RCX, H_RSP, info);
+    put_rr(c, false, 0xc1, 5, H_RCX), put1(c, 16); /* shr ecx, 16 */
+    put_rmx(c, true, 0x8d, H_RCX, H_RAX, H_RCX, 0, 0); /* the last byte: if it is in the page of the tag, so is the first */
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5);
+    put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
+    put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
+    put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
+    put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
+    u8 *granted = refill ? put_jcc(c, CC_E) : NULL;
+    if (refill) {
+        put_rm(c, true, 0x8d, H_RSP, H_RSP, -8); /* as from translated code */
+        put_call_to(c, j->refill[write]);
+        put_rm(c, true, 0x8d, H_RSP, H_RSP, 8);
+    }
+    u8 *out = put_jcc(c, CC_NE);
+    put_target(granted, c->p);
+    put_push(c, H_RDX);
+    put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct tlb_entry, addend));
+    put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 8); /* movzx */
+    put_rmx(c, false, 0x8d, H_RDX, H_RDX, H_RDX, 2, 0); /* lea edx, [rdx + rdx * 4]: scaled by 8, cells */
+    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 3, page);
+    put_rr(c, true, 0x03, H_RCX, H_RAX);
+    put_rmx(c, true, 0x89, H_RCX, H_RBP, H_RDX, 3, host);
+    put_rmx(c, true, 0x89, H_RAX, H_RBP, H_RDX, 3, addend);
+    put_rmx(c, true, 0x83, 7, H_RBP, H_RDX, 3, limit), put1(c, 0);
+    u8 *listed = put_jcc(c, CC_NE);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 3, limit), put4(c, CELL_LIMIT);
+    put_rmx(c, true, 0xc7, 0, H_RBP, H_RDX, 3, near), put4(c, CELL_NEAR);
+    put_push(c, H_RSI);
+    put_rm(c, false, 0x0fb7, H_RDX, H_RSP, info + 16);
+    put_rr(c, false, 0x8b, H_RCX, H_RDX);
+    put_rr(c, false, 0xc1, 5, H_RCX), put1(c, CELLS_LG2); /* the set */
+    put_rmx(c, false, 0x8b, H_RSI, H_RBP, H_RCX, 2, V_AT(cells_filled));
+    put_rmx(c, false, 0xff, 0, H_RBP, H_RCX, 2, V_AT(cells_filled)); /* inc */
+    put_rr(c, false, 0xc1, 4, H_RCX), put1(c, CELLS_LG2);
+    put_rr(c, false, 0x03, H_RCX, H_RSI);
+    put1(c, 0x66);
+    put_rmx(c, false, 0x89, H_RDX, H_RBP, H_RCX, 1, V_AT(cell_filled));
+    put_pop(c, H_RSI);
+    put_target(listed, c->p);
+    put_mov_rr(c, H_RCX, H_RAX);
+    put_pop(c, H_RDX);
+    put_rr(c, false, 0x33, H_RAX, H_RAX);
+    put_target(out, c->p);
+    put1(c, 0xc3);
+}
+_Static_assert(sizeof(struct tlb_entry) == 32 && sizeof(struct cell) == 40, "make_ask_stub() scales by them");
+
 static u64 stop_at_body(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 static u64 stop_at_far(struct vcpu *v, const struct insn *i, u64 info, struct frame *f);
 
@@ -152,6 +209,11 @@ static void make_stubs(struct jit *j)
 
     system_make_stubs(j, &c);
     refill_make_stubs(j, &c);
+    for (unsigned refill = 0; refill < 2; refill++)
+        for (unsigned write = 0; write < 2; write++) {
+            j->ask[refill][write] = c.p;
+            make_ask_stub(j, &c, refill, write);
+        }
 
     /* Is the page of the guard at RAX mapped where that says? Z: yes. RCX is lost. */
     j->guard_ask = c.p;
@@ -496,7 +558,7 @@ bool jit_run_region(struct vcpu *v, struct block *b, unsigned first, unsigned co
     u64 icount = v->icount;
     j->stats.stepped_parts += count - stop;
     /* What the TLB has forgotten in favour of another page, the caller takes for not granted. */
-    memset(v->cell_limit, 0, sizeof(v->cell_limit));
+    cells_forget(v);
     u64 (*enter)(struct vcpu *, const struct frame *, const void *) =
         (u64(*)(struct vcpu *, const struct frame *, const void *))(uintptr_t)(j->rx + (j->enter - j->rw));
     enter(v, &f, r->code);
@@ -530,7 +592,7 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget)
     u64 start = v->icount;
     if (budget < ((const struct block_links *)b->links)->n)
         return 0;
-    memset(v->cell_limit, 0, sizeof(v->cell_limit)); /* as for regions */
+    cells_forget(v); /* as for regions */
     for (u64 n = 0; n < v->guards->n; n++)
         *v->guards->told[n] = CODE_GUARD_NONE;
     v->guards->n = 0;

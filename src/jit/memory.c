@@ -77,20 +77,10 @@ void ea_lea(struct tr *t, unsigned dst, const struct ea *e, s64 extra)
 /* ---- memory ---- */
 
 /*
- * Most accesses off one base register stay in one page for a long time. What the TLB said about that
- * page is kept in a cell of struct vcpu for each base register, once for reads and once for writes, and
- * is asked first: that takes fewer instructions, and the host address does not wait for them. A base
- * register that was just loaded -- a pointer that is being followed -- is likely to have changed its page, so
- * the TLB is asked at once, in line, and the cell filled for the accesses to come.
+ * What the TLB said last is kept in a cell for each place in translated code (struct cell): most go to the same
+ * page for a long time. The cell is asked first; that takes fewer instructions than the TLB, and the host address
+ * does not wait for them.
  */
-#define STABLE (BIT(RSP) | BIT(RBP) | BIT(RBX) | BIT(R12) | BIT(R13) | BIT(R14) | BIT(R15) | BIT(CELL_SEGMENT) | BIT(CELL_RIP))
-
-static unsigned cell_of(const struct tr *t, const struct ea *e)
-{
-    if (ea_has_base(t, e))
-        return CELL_SEGMENT;
-    return e->base == REG_RIP || e->base == REG_NONE ? (e->base == REG_NONE && e->index != REG_NONE ? e->index : CELL_RIP) : e->base;
-}
 
 u32 gprs_written(const struct insn *i)
 {
@@ -112,21 +102,8 @@ u32 gprs_written(const struct insn *i)
     return set;
 }
 
-/* A register that moves on by a little stays in its page, usually. */
-static bool steps(const struct insn *i, enum kind k)
-{
-    const struct insn_row *row = insn_row(i);
-    if (row->vex || row->map)
-        return false;
-    if (k == K_LEA)
-        return i->base == i->reg && i->index == REG_NONE;
-    unsigned ext = i->modrm >> 3 & 7;
-    return k == K_COUNT || ((row->opcode == 0x81 || row->opcode == 0x83) && (ext == 0 || ext == 5)) ||
-           (row->opcode == 0xff && ext < 2) || row->opcode == 0x01 || row->opcode == 0x03;
-}
-
-/* Loops: the base registers that keep their pages from one round to the next. */
-void cells_of_loop(struct tr *t, unsigned end)
+/* Whether the last branch leads to the start. */
+void loop_find(struct tr *t, unsigned end)
 {
     const struct insn *last = &t->b->insn[end - 1];
     const s32 *off = t->q->off;
@@ -135,63 +112,111 @@ void cells_of_loop(struct tr *t, unsigned end)
     if (t->q->region || (k != K_JCC && k != K_JMP) || next + (s64)last->imm != 0)
         return;
     t->loops = true;
-    t->steady = 0xffff;
-    for (unsigned n = 0; n < end; n++) {
-        const struct insn *i = &t->b->insn[n];
-        enum kind way = t->kinds[n];
-        t->calls |= way == K_CALL;
-        if (!steps(i, way))
-            t->steady &= ~gprs_written(i);
-    }
+    for (unsigned n = 0; n < end; n++)
+        t->calls |= t->kinds[n] == K_CALL;
 }
 
-void cells_after(struct tr *t, const struct insn *i, enum kind k)
-{
-    if (k == K_CALL)
-        t->cells = 0;
-    else if (!steps(i, k))
-        t->cells &= ~gprs_written(i);
-}
+#define CELL_AT(n, field) (V_AT(cell) + (s32)((n) * sizeof(struct cell) + offsetof(struct cell, field)))
 
-/* Whether the next accesses off @base, before it is loaded anew, are of the same kind. */
-static bool used_again(const struct tr *t, unsigned base, bool write)
+void cell_addend(struct tr *t, unsigned cell) { put_rm(t->c, true, 0x8b, H_RCX, H_RBP, CELL_AT(cell, addend)); }
+
+/* A cell for a place; @set of the privilege. */
+static unsigned cell_for(struct tr *t, const struct ea *e, bool write, bool stack)
 {
-    const struct insn *i = t->i;
-    for (unsigned n = t->idx; n < t->q->first + t->q->count; n++, i++) {
-        const struct insn_row *row = insn_row(i);
-        enum kind k = t->kinds[n];
-        if (n > t->idx && (i->flags & INSN_MEM) && i->base == base && k != K_LEA && k != K_NOP) {
-            for (unsigned o = 0; o < row->nopnd; o++) {
-                unsigned kind = row->opnd[o].kind;
-                if ((kind == OPND_GPR_RM || kind == OPND_MEM || kind == OPND_VEC_RM || kind == OPND_MMX_RM) &&
-                    !(row->opnd[o].access & 2) == !write)
-                    return true;
-            }
-        }
-        if (k == K_CALL || (!steps(i, k) && gprs_written(i) & BIT(base)))
-            return false;
-    }
-    return false;
+    unsigned set = t->b->mode >> 4 & 1, first = set * CELLS;
+    if (stack)
+        return first + (write ? CELL_STACK_WRITE : CELL_STACK);
+    if (ea_has_base(t, e))
+        return first + (write ? CELL_SEGMENT_WRITE : CELL_SEGMENT);
+    u32 *next = &t->j->next_cell[set];
+    if (*next < CELL_FIRST || *next >= CELLS)
+        *next = CELL_FIRST;
+    return first + (*next)++;
 }
 
 void tlb_ask(struct tr *t, unsigned size, bool write)
 {
     struct code_buf *c = t->c;
-    put_rm(c, true, 0x8d, H_RCX, H_RAX, (s32)size - 1);
-    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5); /* shr eax, 7 */
+    put_rm(c, true, 0x8d, H_RCX, H_RAX, (s32)size - 1); /* the last byte: if it is in the page of the tag, so is the first */
+    put_rr(c, false, 0xc1, 5, H_RAX), put1(c, PAGE_SHIFT - 5);
     put_alu_imm(c, false, 4, H_RAX, (TLB_SIZE - 1) << 5);
     put_rm(c, true, 0x03, H_RAX, H_RBP, V_AT(tlb_now));
     put_alu_imm(c, true, 4, H_RCX, -(s32)PAGE_SIZE);
     put_rm(c, true, 0x3b, H_RCX, H_RAX, write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read));
 }
-void cell_fill(struct tr *t, unsigned cell)
+
+static struct miss *miss_new(struct tr *t)
+{
+    if (t->nmiss == ARRAY_SIZE(t->miss)) {
+        t->c->full = true;
+        return &t->miss[0];
+    }
+    return &t->miss[t->nmiss++];
+}
+
+/* RCX is an address: on, if the cell grants the access of @size bytes there. RCX is the addend then, or the host's address. */
+static void ask_cell(struct tr *t, struct miss *m, unsigned cell, unsigned size, bool place)
 {
     struct code_buf *c = t->c;
-    put_rm(c, true, 0x89, H_RCX, H_RBP, V_AT(cell_page) + (s32)cell * 8);
-    put_rm(c, true, 0x8b, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
-    put_rm(c, true, 0x89, H_RCX, H_RBP, V_AT(cell_addend) + (s32)cell * 8);
-    put_rm(c, true, 0xc7, 0, H_RBP, V_AT(cell_limit) + (s32)cell * 8);
-    put4(c, CELL_LIMIT);
+    s32 limit = size > 32 && size <= CELL_REACH ? CELL_AT(cell, near) : CELL_AT(cell, limit);
+    put_rm(c, true, 0x2b, H_RCX, H_RBP, CELL_AT(cell, page));
+    put_rm(c, true, 0x3b, H_RCX, H_RBP, limit);
+    m->from[m->n++] = put_jcc(c, CC_AE);
+    if (size > CELL_REACH) {
+        put_alu_imm(c, true, 0, H_RCX, (s32)size - 32);
+        put_rm(c, true, 0x3b, H_RCX, H_RBP, limit);
+        m->from[m->n++] = put_jcc(c, CC_AE);
+    }
+    flags_disturb(t);
+    if (place)
+        put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(cell, host));
+    else
+        cell_addend(t, cell);
+    m->back = c->p;
+}
+
+/* ---- alignment ---- */
+
+static u8 align_of(const struct ea *e, const struct tr *t) { return (u8)((e->disp + t->delta[e->base]) & 63); }
+
+static bool align_known(const struct tr *t, const struct ea *e)
+{
+    return t->align <= t->align_mask[e->base] && !((align_of(e, t) ^ t->align_at[e->base]) & t->align);
+}
+
+/* test r8, imm8; to the slow path */
+static void test_low(struct tr *t, unsigned host)
+{
+    struct code_buf *c = t->c;
+    if (host == H_RAX) {
+        put1(c, 0xa8);
+    } else {
+        if (host >= 4)
+            put1(c, 0x40 | host >> 3);
+        put1(c, 0xf6);
+        put1(c, 0xc0 | (host & 7));
+    }
+    put1(c, t->align);
+    flags_disturb(t);
+    slow_if(t, CC_NE);
+}
+
+/* The access off a base register is aligned as tr.align asks, or the slow path is taken. RAX is used. */
+static void ask_aligned(struct tr *t, const struct ea *e)
+{
+    if (!t->align || align_known(t, e))
+        return;
+    flags_guard(t);
+    unsigned low = host_of[e->base];
+    if ((e->disp & t->align) || low == H_NONE) {
+        ea_lea(t, H_RAX, e, 0);
+        low = H_RAX;
+    }
+    test_low(t, low);
+    if (t->align_sure) {
+        t->align_mask[e->base] = t->align;
+        t->align_at[e->base] = align_of(e, t);
+    }
 }
 
 /*
@@ -202,89 +227,113 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
 {
     bool flat = t->wide || (e->adsize == 4 && e->seg != SEG_CS && e->seg != SEG_FS && e->seg != SEG_GS);
     if (t->segmented || !flat) {
+        t->held = t->got = 0;
         mem_check_segmented(t, e, size, write, m);
+        if (t->align)
+            test_low(t, H_RCX);
         return;
     }
     struct code_buf *c = t->c;
-    unsigned base = cell_of(t, e), cell = base + (write ? CELL_WRITE : 0);
-    bool add = ea_simple(t, e) && e->adsize == 8 && e->base < 16 && e->index == REG_NONE;
-    if (groups_cover(t, e, write, &cell)) {
-        put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(cell_addend) + (s32)cell * 8);
-        *m = (struct mem){host_of[e->base], H_RCX, (s32)e->disp};
+    bool wide = e->adsize == 8 && !ea_has_base(t, e), add = wide && e->base < 16 && e->index == REG_NONE, simple = wide && ea_simple(t, e);
+    unsigned held = t->held;
+    struct span *s = add ? span_of(t, e, size, write) : NULL;
+    t->held = t->got = 0;
+    if (s && s->checked && simple) {
+        if (held != s->cell + 1u)
+            cell_addend(t, s->cell);
+        t->got = s->cell + 1u;
+        *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
+        ask_aligned(t, e);
         return;
     }
-    bool taken = t->groups && base < 16 && (t->groups->valid & BIT(base)); /* the cell is a group's: not to be filled */
-    cell = base + (write ? CELL_WRITE : 0);
     flags_guard(t);
-    if (!taken && (STABLE | t->cells | t->steady) & BIT(base)) {
-        if (!add) {
-            ea_lea(t, H_RAX, e, 0);
-            put_mov_rr(c, H_RCX, H_RAX);
-        } else {
-            ea_lea(t, H_RCX, e, 0);
-        }
-        put_rm(c, true, 0x2b, H_RCX, H_RBP, V_AT(cell_page) + (s32)cell * 8);
-        put_rm(c, true, 0x3b, H_RCX, H_RBP, V_AT(cell_limit) + (s32)cell * 8);
+    if (s && s->checked) {
+        ask_aligned(t, e);
+        reg_load(t, H_RCX, e->base);
+        put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(s->cell, addend));
         flags_disturb(t);
-        u8 *from = put_jcc(c, CC_AE);
-        if (t->nmiss == ARRAY_SIZE(t->miss)) {
-            c->full = true;
-            return;
-        }
-        t->miss[t->nmiss++] = (struct miss){.from = from, .back = c->p, .ea = *e, .slow = slow_path(t), .cell = (u8)cell,
-                                            .size = (u8)size, .write = write, .address = !add};
-        put_rm(c, true, 0x8b, H_RCX, H_RBP, V_AT(cell_addend) + (s32)cell * 8);
-        if (!add)
-            put_rr(c, true, 0x03, H_RCX, H_RAX);
-    } else {
-        ea_lea(t, H_RAX, e, 0);
-        tlb_ask(t, size, write);
-        flags_disturb(t);
-        refill_or_slow(t, write);
-        if (!taken && used_again(t, base, write)) {
-            cell_fill(t, cell);
-            t->cells |= BIT(base);
-        } else {
-            put_rm(c, true, 0x8b, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
-        }
-        if (!add) {
-            ea_lea(t, H_RAX, e, 0);
-            put_rr(c, true, 0x03, H_RCX, H_RAX);
-        }
+        *m = (struct mem){H_RCX, H_NONE, 0, (s32)e->disp};
+        return;
     }
-    *m = add ? (struct mem){host_of[e->base], H_RCX, (s32)e->disp} : (struct mem){H_RCX, H_NONE, 0};
+    struct miss *x = miss_new(t);
+    *x = (struct miss){.ea = *e, .size = (u16)size, .write = write};
+    const struct span *other = e->base == RSP ? span_now(t, RSP) : NULL;
+    bool stack = e->base == RSP && e->index == REG_NONE && !(other && other->cell % CELLS == (write ? CELL_STACK_WRITE : CELL_STACK));
+    if (s) {
+        x->write = s->write;
+        x->ea.disp = s->lo - t->delta[e->base];
+        x->size = (u16)(s->end - s->lo);
+        span_exit(t, x);
+        s->cell = (u16)cell_for(t, e, s->write, stack);
+        s->checked = true;
+        x->cell = s->cell;
+    } else {
+        x->cell = (u16)cell_for(t, e, write, stack);
+        x->slow = slow_path(t);
+    }
+    ea_lea(t, H_RCX, &x->ea, 0);
+    if (!add && t->align)
+        test_low(t, H_RCX);
+    if (simple && add) {
+        t->got = s ? s->cell + 1u : 0;
+        ask_cell(t, x, x->cell, x->size, false);
+        *m = (struct mem){host_of[e->base], H_RCX, 0, (s32)e->disp};
+        ask_aligned(t, e);
+    } else if (simple && e->base < 16) { /* RCX becomes the base */
+        ask_cell(t, x, x->cell, size, false);
+        put_rr(c, true, 0x03, H_RCX, host_of[e->base]);
+        *m = (struct mem){H_RCX, host_of[e->index], e->scale, (s32)e->disp};
+    } else {
+        x->place = true;
+        ask_cell(t, x, x->cell, x->size, x->size <= CELL_REACH);
+        if (x->size > CELL_REACH) { /* RCX has moved on */
+            ea_lea(t, H_RCX, &x->ea, 0);
+            put_rm(c, true, 0x03, H_RCX, H_RBP, CELL_AT(x->cell, addend));
+            x->place = false;
+        }
+        *m = (struct mem){H_RCX, H_NONE, 0, (s32)(e->disp - x->ea.disp)};
+        if (add)
+            ask_aligned(t, e);
+    }
 }
 
 void emit_misses(struct tr *t)
 {
+    struct code_buf *c = t->c;
     for (unsigned n = 0; n < t->nmiss; n++) {
         const struct miss *m = &t->miss[n];
-        put_target(m->from, t->c->p);
-        if (!m->address)
+        for (unsigned k = 0; k < m->n; k++)
+            put_target(m->from[k], c->p);
+        ea_lea(t, H_RAX, &m->ea, 0);
+        put_mov_imm32(c, H_RCX, m->cell | (m->size - 1u) << 16);
+        put_call_to(c, t->j->ask[may_refill(t)][m->write]);
+        u8 *none = put_jcc(c, CC_NE);
+        if (m->place) {
             ea_lea(t, H_RAX, &m->ea, 0);
-        tlb_ask(t, m->size, m->write);
-        refill_here(t, m->write);
-        slow_add(t, m->slow, CC_NE);
-        cell_fill(t, m->cell);
-        if (m->address)
-            ea_lea(t, H_RAX, &m->ea, 0);
-        put_jmp_to(t->c, m->back);
+            put_rr(c, true, 0x03, H_RCX, H_RAX);
+        }
+        put_jmp_to(c, m->back);
+        if (m->slow) {
+            slow_add_jump(t, m->slow, none);
+        } else {
+            put_target(none, c->p);
+            span_leave(t, m);
+        }
     }
 }
-_Static_assert(sizeof(struct tlb_entry) == 32, "mem_check() scales by it");
 
 /* op reg, [m] */
 void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m)
 {
-    put_rmx(t->c, w, op, reg, m->base, m->index, 0, m->disp);
+    put_rmx(t->c, w, op, reg, m->base, m->index, m->scale, m->disp);
 }
 /* The address itself in RCX: for operands that RCX may take part in no other way. */
 void mem_to_rcx(struct tr *t, struct mem *m)
 {
     if (m->index == H_NONE && m->base == H_RCX && m->disp == 0)
         return;
-    put_rmx(t->c, true, 0x8d, H_RCX, m->base, m->index, 0, m->disp);
-    *m = (struct mem){H_RCX, H_NONE, 0};
+    put_rmx(t->c, true, 0x8d, H_RCX, m->base, m->index, m->scale, m->disp);
+    *m = (struct mem){H_RCX, H_NONE, 0, 0};
 }
 
 /* ---- guest registers ---- */

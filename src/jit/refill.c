@@ -31,38 +31,14 @@ void refill_make_stubs(struct jit *j, struct code_buf *c)
 _Static_assert((ARRAY_SIZE(kept) + 1) % 2 == 0, "RSP stays aligned");
 
 /* Lock-step runs the interpreter first, and compares as far as the TLB grants. */
-static bool may_refill(const struct tr *t) { return !t->j->lockstep && mmu_refills(t->v); }
-
-void refill_here(struct tr *t, bool write)
-{
-    if (!may_refill(t))
-        return;
-    u8 *granted = put_jcc(t->c, CC_E);
-    put_call_to(t->c, t->j->refill[write]);
-    put_target(granted, t->c->p);
-}
+bool may_refill(const struct tr *t) { return !t->j->lockstep && mmu_refills(t->v); }
 
 void refill_or_slow(struct tr *t, bool write)
 {
-    if (!may_refill(t)) {
-        slow_if(t, CC_NE);
-        return;
+    if (may_refill(t)) {
+        u8 *granted = put_jcc(t->c, CC_E);
+        put_call_to(t->c, t->j->refill[write]);
+        put_target(granted, t->c->p);
     }
-    u8 *from = put_jcc(t->c, CC_NE);
-    if (t->nrefill == ARRAY_SIZE(t->refill)) {
-        t->c->full = true;
-        return;
-    }
-    t->refill[t->nrefill++] = (struct refill){.from = from, .back = t->c->p, .slow = slow_path(t), .write = write};
-}
-
-void emit_refills(struct tr *t)
-{
-    for (unsigned n = 0; n < t->nrefill; n++) {
-        const struct refill *r = &t->refill[n];
-        put_target(r->from, t->c->p);
-        put_call_to(t->c, t->j->refill[r->write]);
-        slow_add(t, r->slow, CC_NE);
-        put_jmp_to(t->c, r->back);
-    }
+    slow_if(t, CC_NE);
 }

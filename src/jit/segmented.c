@@ -98,7 +98,7 @@ void mem_check_segmented(struct tr *t, const struct ea *e, unsigned size, bool w
     slow_if(t, CC_NE);
     put_rm(c, true, 0x8b, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
     put_rm(c, true, 0x03, H_RCX, H_RSP, F_AT(linear));
-    *m = (struct mem){H_RCX, H_NONE, 0};
+    *m = (struct mem){H_RCX, H_NONE, 0, 0};
 }
 
 void emit_lea_segmented(struct tr *t, const struct insn *i)

@@ -7,9 +7,11 @@
 struct slow *slow_path(struct tr *t)
 {
     if (!t->cur) {
+        if (t->quiet[t->idx]) /* liveness has counted on there being none: this must not be a translation */
+            t->c->full = true;
         t->cur = &t->slow[t->nslow++];
         bool saved = t->flags == FL_MEMORY || t->flags == FL_BOTH;
-        *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip, .groups = t->groups ? t->groups->valid : 0,
+        *t->cur = (struct slow){.recipe = saved ? (struct recipe){.op = AGAIN_NONE} : t->recipe, .off = t->off, .idx = (u8)t->idx, .fip_valid = t->fip_valid, .fip = t->fip,
                                .repeats = t->kinds[t->idx] == K_STRING};
     }
     return t->cur;
@@ -22,6 +24,7 @@ static void add(struct tr *t, struct slow *s, u8 *at)
     else
         t->c->full = true;
 }
+void slow_add_jump(struct tr *t, struct slow *s, u8 *jump) { add(t, s, jump); }
 void slow_from(struct tr *t, u8 *jump) { add(t, slow_path(t), jump); }
 void slow_add(struct tr *t, struct slow *s, unsigned cc) { add(t, s, put_jcc(t->c, cc)); }
 /* The native sequence is complete: the slow path comes back here. */
@@ -31,6 +34,8 @@ void slow_back(struct tr *t)
         return;
     t->cur->back = t->c->p;
     t->cur->units = t->units;
+    t->cur->rcx = t->rcx;
+    t->cur->spans = spans_ahead(t);
     t->cur->load_flags = t->flags == FL_HOST || t->flags == FL_BOTH;
     t->cur = NULL;
 }
@@ -78,6 +83,10 @@ void emit_slow_paths(struct tr *t)
             emit_exit(t, JIT_EXIT_STOP);
             continue;
         }
+        if (s->spans) {
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(cells_forgotten));
+            put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(temp));
+        }
         emit_body_call(t, s->idx, s->off);
         if (s->repeats) { /* still this instruction? */
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
@@ -107,12 +116,10 @@ void emit_slow_paths(struct tr *t)
             emit_exit(t, JIT_EXIT_FAR);
             put_target(loaded, t->c->p);
         }
-        if (s->groups) {
-            u8 *gone[16];
-            unsigned ways = groups_still(t, s->groups, gone);
-            u8 *granted = put_jmp(t->c);
-            for (unsigned k = 0; k < ways; k++)
-                put_target(gone[k], t->c->p);
+        if (s->spans) {
+            put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(cells_forgotten));
+            put_rm(t->c, true, 0x3b, H_RCX, H_RSP, F_AT(temp));
+            u8 *granted = put_jcc(t->c, CC_E);
             put_rm(t->c, true, 0x8b, H_RCX, H_RBP, V_AT(next_rip));
             put_rm(t->c, true, 0x89, H_RCX, H_RSP, F_AT(rip));
             left_add(t, s->idx);
@@ -121,6 +128,8 @@ void emit_slow_paths(struct tr *t)
         }
         if (s->load_flags)
             flags_load(t);
+        if (s->rcx)
+            cell_addend(t, s->rcx - 1);
         put_jmp_to(t->c, s->back);
     }
 }

@@ -41,7 +41,8 @@ struct slow {
     u8 idx;
     bool fip_valid;
     s32 fip;
-    u32 groups;      /* base registers whose groups must still be granted there */
+    bool spans;      /* there are accesses behind it that were checked in front of it */
+    unsigned rcx;    /* tr.rcx at @back */
     u32 units;       /* that the host must hold at @back */
     bool repeats;    /* the body may leave the instruction unfinished */
     u32 leave;       /* what to leave translated code with, + 1, instead of going back */
@@ -56,34 +57,26 @@ struct ea {
 
 /* A check of a cell that missed: asks the TLB, out of line. */
 struct miss {
-    u8 *from, *back;
+    u8 *from[2], *back;
+    unsigned n;
     struct ea ea;
-    struct slow *slow;
-    u8 cell, size;
-    bool write, address; /* @address: RAX is to hold the address at @back */
+    struct slow *slow;   /* NULL: a span, for which the translation is left in front of instruction @idx: */
+    struct recipe recipe;
+    s32 off;
+    u32 pages;
+    u8 idx;
+    bool fip_valid;
+    s32 fip;
+    u16 cell, size;
+    bool write, place; /* @place: at @back RCX is the host's address, not the addend */
 };
 
-/* A check in line that missed: the MMU may know more (refill.c). */
-struct refill {
-    u8 *from, *back;
-    struct slow *slow;
-    bool write;
-};
-
-/* Accesses off one base register that are checked together (group.c): [lo, hi] is where they begin. */
-struct group {
-    s32 lo, hi;
-    u32 count;
-    bool write;
-    unsigned cell;
-    u8 *miss, *back;
-};
-struct groups {
-    struct group group[16]; /* by base register; none: .count is 0 */
-    u32 valid;              /* base registers that have not been loaded since the check, */
-    s64 delta[16];          /* only moved, so far */
-    u8 *other[48];          /* jumps to the other version of the path */
-    unsigned nother;
+/* Accesses off one base register that are checked together (group.c), by distance from where it was loaded. */
+struct span {
+    u8 reg, first, last; /* instructions */
+    bool write, checked;
+    u16 count, cell;
+    s32 lo, end;
 };
 
 /* A conditional branch leaves the path. */
@@ -143,7 +136,16 @@ struct tr {
     const u8 *body;    /* or here, when the units are known to be loaded; NULL: not so */
     u8 *again[16];     /* jumps there that do not, for budget or attention */
     unsigned nagain;
-    struct groups *groups; /* NULL: every access is checked by itself */
+    struct span span[PATH_MAX_INSNS];
+    unsigned nspans, next_span;
+    bool quiet[PATH_MAX_INSNS]; /* it has no slow path: its accesses are checked in front of it */
+    u8 span_now[16];   /* by base register: the number of the span, or 0 */
+    s64 delta[16];     /* how far base registers have moved since they were loaded */
+    u8 align;          /* the access in hand: these bits of its address must be 0, else the slow path is taken, */
+    bool align_sure;   /* which then does not come back */
+    u8 align_mask[16], align_at[16]; /* what is known so, by base register: bits, and the displacement without .delta */
+    unsigned rcx;      /* RCX is the addend of this cell, less one; 0: it is not known */
+    unsigned held, got; /* the same at the beginning of the instruction, and behind mem_check() */
     bool loops, calls; /* its last branch leads to its start; it has bodies in it */
     struct side_exit exit[PATH_MAX_BLOCKS];
     unsigned nexit;
@@ -154,10 +156,6 @@ struct tr {
     u32 pages;         /* of the path, bit by number: known to be where they were */
     struct miss miss[2 * PATH_MAX_INSNS];
     unsigned nmiss;
-    struct refill refill[2 * PATH_MAX_INSNS];
-    unsigned nrefill;
-    u32 steady;        /* base registers that a loop does not load: asked by their cells from the start */
-    u32 cells;         /* base registers off which the translation has accessed memory since they were loaded */
     u32 units;         /* enum unit: known to be in the host's registers */
     bool fip_valid;    /* an x87 instruction at @fip has run, and x87.fip does not say so yet */
     s32 fip;
@@ -196,6 +194,7 @@ void slow_if(struct tr *t, unsigned cc);
 void slow_from(struct tr *t, u8 *jump);
 struct slow *slow_path(struct tr *t);
 void slow_add(struct tr *t, struct slow *s, unsigned cc);
+void slow_add_jump(struct tr *t, struct slow *s, u8 *jump);
 /* The native sequence is complete: the slow path comes back here. */
 void slow_back(struct tr *t);
 void emit_body_call(struct tr *t, unsigned idx, s32 off);
@@ -208,16 +207,15 @@ void left_add(struct tr *t, unsigned idx);
 
 /* ---- refill.c ---- */
 
-/* Behind tlb_ask(): asks the MMU out of line when it does not grant, and takes the slow path if that did not help. */
+/* Whether what the TLB does not grant is to be asked of the MMU. */
+bool may_refill(const struct tr *t);
+/* Behind tlb_ask(): what it does not grant is asked of the MMU, or takes the slow path. */
 void refill_or_slow(struct tr *t, bool write);
-void emit_refills(struct tr *t);
-/* Likewise at once, in code that is out of line already; afterwards the flags say again what tlb_ask() says. */
-void refill_here(struct tr *t, bool write);
 
 /* ---- memory.c ---- */
 
 struct mem {
-    u8 base, index; /* host registers: [base + index + disp] */
+    u8 base, index, scale; /* host registers: [base + index << scale + disp] */
     s32 disp;
 };
 
@@ -238,13 +236,11 @@ void mem_check(struct tr *t, const struct ea *e, unsigned size, bool write, stru
 void emit_misses(struct tr *t);
 /* Whether the TLB grants the access at the address in RAX; RAX is its entry, RCX the page. */
 void tlb_ask(struct tr *t, unsigned size, bool write);
-/* The cell gets what tlb_ask() found; the addend is in RCX then. */
-void cell_fill(struct tr *t, unsigned cell);
+/* RCX = the addend of the cell. */
+void cell_addend(struct tr *t, unsigned cell);
 /* General registers that are operands and written. */
 u32 gprs_written(const struct insn *i);
-void cells_of_loop(struct tr *t, unsigned end);
-/* After each instruction: which base registers it replaced. */
-void cells_after(struct tr *t, const struct insn *i, enum kind k);
+void loop_find(struct tr *t, unsigned end);
 /* op reg, [m] */
 void put_op_mem(struct tr *t, bool w, unsigned op, unsigned reg, const struct mem *m);
 /* The address itself in RCX. */
@@ -253,7 +249,9 @@ void mem_to_rcx(struct tr *t, struct mem *m);
 void reg_load(struct tr *t, unsigned host, unsigned r);
 void reg_store(struct tr *t, unsigned r, unsigned host);
 
-/* In branch.c: to @delta bytes from the start of the block, in the same page. */
+/* In branch.c: to an instruction of the path, where @pages of it are known. */
+void emit_link_along(struct tr *t, s64 delta, u32 pages);
+/* To @delta bytes from the start of the block, in the same page. */
 void emit_link_in_page(struct tr *t, s64 delta);
 
 /* ---- segmented.c: 16-bit code, and segments that are not flat ---- */
@@ -266,17 +264,18 @@ void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
 /* ---- group.c ---- */
 
-/* The groups of the path; false: none that are worth it. */
-bool groups_find(struct tr *t, struct groups *g);
-/* The checks at the start; what they do out of line; flags must be in memory. */
-void groups_check(struct tr *t, struct groups *g);
-void groups_misses(struct tr *t, struct groups *g);
-/* Whether the access needs no check: @cell has the addend. */
-bool groups_cover(const struct tr *t, const struct ea *e, bool write, unsigned *cell);
+void spans_find(struct tr *t);
+/* The span that the access belongs to, checked or beginning here; or NULL. */
+struct span *span_of(struct tr *t, const struct ea *e, unsigned size, bool write);
+/* That is in force for a base register. */
+struct span *span_now(struct tr *t, unsigned r);
 /* After each instruction. */
-void groups_step(struct tr *t, struct groups *g, const struct insn *i, enum kind k);
-/* Behind a slow path: are the groups of @valid still granted? Jumps in @from (16) if not; their number. */
-unsigned groups_still(struct tr *t, u32 valid, u8 **from);
+void spans_step(struct tr *t, const struct insn *i, enum kind k);
+/* Whether there are accesses behind the instruction that were checked in front of it. */
+bool spans_ahead(const struct tr *t);
+/* The translation may be left in front of the instruction in hand; and there. */
+void span_exit(struct tr *t, struct miss *m);
+void span_leave(struct tr *t, const struct miss *m);
 
 /* ---- kind.c: what has a translation of its own ---- */
 

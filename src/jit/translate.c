@@ -47,7 +47,6 @@ static void emit_call_of_body(struct tr *t, const struct insn *i, bool last)
     t->flags = FL_MEMORY;
     t->recipe.op = AGAIN_NONE;
     t->units = 0;
-    t->cells = 0;
     t->j->stats.called++;
     if (far || (!last && !leave))
         return;
@@ -83,8 +82,8 @@ static bool emit_insn(struct tr *t, bool last)
         units_hoist(t);
         t->body = t->c->p;
     }
-    if (t->idx == 0 && t->groups)
-        groups_check(t, t->groups);
+    t->held = t->rcx;
+    t->rcx = t->got = 0;
     flags_before(t, i, k, writes);
     if (t->segmented && branch) {
         emit_branch_segmented(t, i, k);
@@ -93,20 +92,22 @@ static bool emit_insn(struct tr *t, bool last)
     if (branch && t->q->off && t->idx + 1 < t->q->count) {
         emit_along(t, i, k);
         flags_after(t, i, k, writes);
-        if (t->groups)
-            groups_step(t, t->groups, i, k);
+        t->rcx = k == K_JCC || k == K_JMP ? t->held : t->got;
+        spans_step(t, i, k);
         return false;
     }
     if (k == K_CALL || branch) {
+        t->held = 0;
         fip_flush(t, t->fip_valid, t->fip);
         t->fip_valid = false;
     }
     switch (k) {
     case K_CALL:
         emit_call_of_body(t, i, last);
+        spans_step(t, i, k);
         return (last && (!t->b->near || insn_row(i)->checks & CHK_END || i->flags & (INSN_REP | INSN_REPNE))) ||
                (!t->wide && loads_segment(t, i));
-    case K_NOP: break;
+    case K_NOP: t->rcx = t->held; break;
     case K_COPY: emit_copy(t, i); break;
     case K_ACCUMULATOR: emit_accumulator(t, i); break;
     case K_MOFFS: emit_moffs(t, i); break;
@@ -145,9 +146,7 @@ static bool emit_insn(struct tr *t, bool last)
     flags_written(t, writes);
     flags_after(t, i, k, writes);
     slow_back(t);
-    cells_after(t, i, k);
-    if (t->groups)
-        groups_step(t, t->groups, i, k);
+    spans_step(t, i, k);
     return false;
 }
 
@@ -177,7 +176,7 @@ static void liveness(struct tr *t, unsigned end)
         t->live_after[n] = pack(live);
         enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
-        live = may_stop(i, k) || guarded(t, n) ? (u32)FL_ARITH : (live & ~writes) | reads;
+        live = (may_stop(i, k) && !t->quiet[n]) || guarded(t, n) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
@@ -211,13 +210,10 @@ static void emit_path(struct tr *t, struct code_buf *cold)
     }
     if (cold)
         t->c = cold;
-    if (t->groups)
-        groups_misses(t, t->groups);
     emit_side_exits(t);
     emit_guard_sites(t);
     emit_seconds(t);
     emit_misses(t);
-    emit_refills(t);
     emit_slow_paths(t);
 }
 
@@ -225,7 +221,6 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
 {
     struct block *b = q->b;
     struct tr t = {.c = hot, .q = q, .v = q->v, .j = q->j, .b = b, .links = links, .flags = FL_MEMORY, .pages = 1};
-    struct groups groups;
     u8 *from_budget = NULL, *from_attention = NULL;
     t.entry = hot->p;
     t.wide = q->v->code_mode == CODE_64;
@@ -236,12 +231,10 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
     t.segmented = q->v->code_mode == CODE_16;
     for (unsigned n = q->first; n < q->first + q->count; n++)
         t.kinds[n] = (u8)(t.segmented ? kind_segmented(t.j, &b->insn[n]) : kind_of(t.j, t.wide, &b->insn[n]));
+    if (!t.segmented)
+        loop_find(&t, q->first + q->count);
+    spans_find(&t);
     liveness(&t, q->first + q->count);
-    struct tr other = t; /* the version without groups */
-    if (!q->region && !t.segmented)
-        cells_of_loop(&t, q->first + q->count);
-    if (cold && !t.segmented && groups_find(&t, &groups))
-        t.groups = &groups;
     emit_path(&t, cold);
     struct code_buf *c = t.c;
     if (!q->region) {
@@ -251,12 +244,6 @@ bool translate(const struct translation_request *q, struct code_buf *hot, struct
             put_target(t.again[n], c->p);
         put_alu_imm_mem(c, true, 0, H_RSP, F_AT(left), (s32)b->n);
         emit_exit(&t, JIT_EXIT_ENTRY);
-    }
-    if (t.groups) {
-        other.c = cold;
-        for (unsigned n = 0; n < groups.nother; n++)
-            put_target(groups.other[n], cold->p);
-        emit_path(&other, NULL);
     }
     return !c->full && !hot->full;
 }

@@ -223,7 +223,7 @@ static enum tlb_context privilege_context(const struct vcpu *v)
 void mmu_update_privilege(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
-    struct tlb_entry *before = v->tlb_now;
+    unsigned set = v->cpl == 3;
     if (unlikely(m->stale || !m->now)) {
         v->tlb_now = v->tlb_by_ac[0] = v->tlb_by_ac[1] = m->uncached;
     } else {
@@ -232,8 +232,10 @@ void mmu_update_privilege(struct vcpu *v)
         v->tlb_by_ac[1] = m->now->ctx[v->cr4 & CR4_SMAP ? TLB_SUPERVISOR_AC : TLB_SUPERVISOR].e;
         v->tlb_now = c == TLB_UNCACHED ? m->uncached : m->now->ctx[c].e;
     }
-    if (v->tlb_now != before)
-        cells_forget(v);
+    if (v->cell_owner[set] != v->tlb_now) {
+        v->cell_owner[set] = v->tlb_now;
+        cells_forget_set(v, set);
+    }
 }
 
 void mmu_set_guest(struct vcpu *v, const struct slat *slat, u32 vpid)

@@ -136,7 +136,7 @@ void space_renew(struct mmu *m, struct tlb *t, bool rebased)
         space_empty(m, t, !all);
         return;
     }
-    cells_forget(m->v);
+    cells_withdraw(m);
     guards_forget(m->v);
     t->turn++;
     if (all)

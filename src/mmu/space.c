@@ -58,7 +58,7 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
 
 void space_empty(struct mmu *m, struct tlb *t, bool keep_global)
 {
-    cells_forget(m->v);
+    cells_withdraw(m);
     guards_forget(m->v);
     for (unsigned c = 0; c < CONTEXTS; c++)
         m->stats.flushed += array_flush(&t->ctx[c], keep_global);
@@ -152,7 +152,7 @@ void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop which)
 void mmu_flushed(struct mmu *m, enum flush_cause cause)
 {
     m->stats.flushes[cause]++;
-    cells_forget(m->v);
+    cells_withdraw(m);
     guards_forget(m->v);
     if (m->v)
         cpu_attention(m->v, ATT_BLOCK);
@@ -189,7 +189,7 @@ static void array_protect(struct array *a, pa_t page)
 void spaces_protect(struct mmu *m, pa_t page)
 {
     m->stats.protects++;
-    cells_forget(m->v);
+    cells_withdraw(m);
     for (unsigned i = 0; i < SPACES; i++)
         for (unsigned c = 0; m->space[i] && c < CONTEXTS; c++)
             array_protect(&m->space[i]->ctx[c], page);

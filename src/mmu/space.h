@@ -206,16 +206,11 @@ static inline void slot_drop(struct array *a, unsigned slot)
     bit_clear(a->large, slot);
 }
 
-/* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
-static inline void cells_forget(struct vcpu *v)
+/* Something is granted no longer: translated code must ask the TLB again. */
+static inline void cells_withdraw(const struct mmu *m)
 {
-    typedef u64 __attribute__((vector_size(16), may_alias)) pair;
-    if (!v)
-        return;
-    pair *p = (pair *)v->cell_limit; /* stores, not REP STOS, which takes longer to begin: this is done at each change of CPL */
-#pragma GCC unroll 18
-    for (unsigned n = 0; n < CELLS / 2; n++)
-        p[n] = (pair){0, 0};
+    if (m->v)
+        cells_forget(m->v);
 }
 
 /* What translated code was told about pages that it executes from may be true no longer. */

@@ -10,7 +10,7 @@ static const char *const never[] = {
     "stosb", "stosw", "stosd", "stosq", "lodsb", "lodsw", "lodsd", "lodsq", "scasb", "scasw", "scasd", "scasq", "cmpsb", "cmpsw", "cmpsq",
     "cmpxchg16b", "std", "cld", "pushfq", "popfq", "clac", "stac", "rdpkru", "rdfsbase", "rdgsbase", "lfence",
 };
-static const char *const ours[] = {"lahf", "sahf", "jrcxz"};
+static const char *const ours[] = {"lahf", "sahf"};
 /* RDX of the host is the guest's: what names it implicitly may do so. */
 static const char *const with_dx[] = {"mul", "imul", "div", "idiv", "mulx", "cwd", "cdq", "cqo"};
 static const char *const with_cl[] = {"rol", "ror", "rcl", "rcr", "shl", "shr", "sal", "sar", "shld", "shrd"};
@@ -164,7 +164,7 @@ static unsigned newer(const u8 *p)
 static bool is_stub(const struct jit *j, u64 at)
 {
     const u8 *p = j->rw + at;
-    return p == j->guard_ask || p == j->gone || p == j->call || p == j->far || p == j->exit || p == j->units_load || p == j->forget || p == j->refill[0] || p == j->refill[1] ||
+    return p == j->ask[0][0] || p == j->ask[0][1] || p == j->ask[1][0] || p == j->ask[1][1] || p == j->guard_ask || p == j->gone || p == j->call || p == j->far || p == j->exit || p == j->units_load || p == j->forget || p == j->refill[0] || p == j->refill[1] ||
            (p >= j->string[0] && p <= j->string[7]) || p == j->cmpxchg16b[0] || p == j->cmpxchg16b[1];
 }
 
