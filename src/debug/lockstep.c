@@ -135,6 +135,10 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         u64 at = insn_ea(v, i);
         if (!row->vex && row->map == 1 && (row->opcode & 0xe7) == 0xa3) /* BT and its relatives: a bit string */
             at += (u64)(size == 8 ? (s64)v->gpr[i->reg] >> 6 << 3 : (s64)(s32)v->gpr[i->reg] >> 5 << 2);
+        if (!row->vex && row->map == 0 && row->opcode == 0x8c)
+            size = 2;
+        if (!row->vex && row->map == 0 && row->opcode == 0x8f && i->base == RSP)
+            at += word;
         place_note(v, r, i->seg, at, size, access & 2);
     }
     if (!row->vex && row->map == 0) {
@@ -147,7 +151,7 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         }
         if ((op & 0xf8) == 0x50 || op == 0x9c || op == 0x68 || op == 0x6a || op == 0xe8 || (op == 0xff && (ext == 2 || ext == 6)))
             place_note(v, r, SEG_SS, (sp - word) & mask, word, true);
-        if ((op & 0xf8) == 0x58 || op == 0x9d || op == 0xc2 || op == 0xc3)
+        if ((op & 0xf8) == 0x58 || op == 0x8f || op == 0x9d || op == 0xc2 || op == 0xc3)
             place_note(v, r, SEG_SS, sp & mask, word, false);
         if (op == 0xc9)
             place_note(v, r, SEG_SS, v->gpr[RBP] & mask, word, false);
@@ -345,21 +349,27 @@ struct way {
     u64 rip[PATH_INSNS];
 };
 
+/* Where the page of @la is, if the TLB lets code run there; else 0. */
+static u64 code_page_at(struct vcpu *v, gva_t la)
+{
+    const struct tlb_entry *e = tlb_slot(v, la);
+    return e->tag_exec == (la & PAGE_MASK) ? (la & PAGE_MASK) + e->addend : 0;
+}
+
 /* The block behind one of @b, when translated code could find it, too. */
 static struct block *next_block(struct vcpu *v, const struct block *b, u64 start, const struct context *c)
 {
-    u64 host = b->host + (v->rip - start);
-    if ((host ^ b->host) <= ~PAGE_MASK)
-        return block_known(v->interp, host, b->mode);
-    gva_t la = (c->cs_base + v->rip) & v->linear_mask;
-    const struct tlb_entry *e = tlb_slot(v, la);
-    if (e->tag_exec == (la & PAGE_MASK)) {
-        struct block *there = block_known(v->interp, la + e->addend, b->mode);
-        if (there)
-            return there;
+    gva_t from = (c->cs_base + start) & v->linear_mask, la = (c->cs_base + v->rip) & v->linear_mask;
+    u64 page = (from ^ la) <= ~PAGE_MASK ? b->host & PAGE_MASK : code_page_at(v, la), at = la & ~PAGE_MASK;
+    struct block *next = page ? block_known(v->interp, page + at, b->mode) : NULL;
+    if (page && !next && at > PAGE_SIZE - 15) {
+        u64 rest = code_page_at(v, (la + 15) & v->linear_mask);
+        next = rest ? block_known_cross(v->interp, page + at, rest, b->mode) : NULL;
     }
-    const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
-    struct block *next = hint->rip == la ? hint->block : NULL;
+    if (!next) {
+        const struct jump_cache_entry *hint = &c->hints[la & ((1u << JUMP_CACHE_BITS) - 1)];
+        next = hint->rip == la ? hint->block : NULL;
+    }
     return next && next->mode == b->mode && v->rip + next->bytes - 1 <= c->rip_max ? next : NULL;
 }
 
@@ -454,7 +464,9 @@ static void __attribute__((noreturn)) report_path(struct vcpu *v, const struct b
         fprintf(stderr, "  %14" PRIx64 "  %s %s (%s)\n", w->rip[n], insn_row(w->insn[n])->mnemonic, insn_row(w->insn[n])->operands,
                 insn_row(w->insn[n])->encoding);
     fprintf(stderr, "the interpreter stopped since %s: %s\n", w->why, w->at ? insn_row(w->at)->mnemonic : "");
-    disassemble("first block:", (const u8 *)(uintptr_t)head->host, head->bytes, before->rip, v->code_mode == CODE_64, 0);
+    u8 bytes[15 * BLOCK_MAX];
+    block_bytes(head, 0, bytes, head->bytes);
+    disassemble("first block:", bytes, head->bytes, before->rip, v->code_mode == CODE_64, 0);
     disassemble("host code (its beginning; --jit-dump has all of it):", head->code, 2048, (u64)(uintptr_t)head->code, true, 80);
     panic("lockstep: stopped");
 }

@@ -101,7 +101,7 @@ static void put_data(struct tr *t, unsigned op, unsigned reg, const void *data)
 }
 
 /* Is the page at @distance from the first where @host says? If not, jumps to a site, which is returned; NULL: no room. */
-static struct guard_site *emit_guard(struct tr *t, s64 distance, u64 host, s32 off, bool keep_flags)
+static struct guard_site *emit_guard(struct tr *t, s64 distance, u64 host, s32 off)
 {
     struct code_buf *c = t->c;
     struct guard *g = t->nguard < ARRAY_SIZE(t->guard) ? guard_take(t->j) : NULL;
@@ -112,18 +112,10 @@ static struct guard_site *emit_guard(struct tr *t, s64 distance, u64 host, s32 o
     u64 page = (u64)distance * PAGE_SIZE - (t->b->host & ~PAGE_MASK);
     *g = (struct guard){.rip = CODE_GUARD_NONE, .page = page, .host = host, .from = page - (u64)(s64)off};
     struct guard_site *s = &t->guard[t->nguard++];
-    *s = (struct guard_site){.guard = g, .off = off, .idx = t->idx, .load_flags = keep_flags, .fip_valid = t->fip_valid, .fip = t->fip};
+    *s = (struct guard_site){.guard = g, .off = off, .idx = t->idx, .fip_valid = t->fip_valid, .fip = t->fip};
     put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
-    if (keep_flags) { /* g->rip - RCX, without arithmetic */
-        put_data(t, 0x8b, H_RAX, &g->rip);
-        put_rr(c, true, 0xf7, 2, H_RCX); /* not rcx */
-        put_rmx(c, true, 0x8d, H_RCX, H_RCX, H_RAX, 0, 1);
-        put1(c, 0xe3), put1(c, 5); /* jrcxz over the jump */
-        s->from = put_jmp(c);
-    } else {
-        put_data(t, 0x3b, H_RCX, &g->rip);
-        s->from = put_jcc(c, CC_NE);
-    }
+    put_data(t, 0x3b, H_RCX, &g->rip);
+    s->from = put_jcc(c, CC_NE);
     s->back = c->p;
     return s;
 }
@@ -141,12 +133,11 @@ void emit_page_guards(struct tr *t, const struct insn *i)
             return;
         }
         if (!(t->pages & BIT(n))) {
-            flags_make(t);
-            bool live = t->flags == FL_HOST;
-            if (!emit_guard(t, distance, p->page[n].host, t->off, live))
+            flags_spare(t);
+            struct guard_site *s = emit_guard(t, distance, p->page[n].host, t->off);
+            if (!s)
                 return;
-            if (!live)
-                flags_disturb(t);
+            s->recipe = t->flags == FL_MEMORY ? (struct recipe){.op = AGAIN_NONE} : t->recipe;
             t->pages |= BIT(n);
         }
         if (i->len == 1)
@@ -159,7 +150,7 @@ static struct guard_site *far_begin(struct tr *t, s64 delta, unsigned idx, s32 o
 {
     struct jit *j = t->j;
     u32 n = link_take(j);
-    struct guard_site *s = n ? emit_guard(t, page_distance(t->b->host, delta), 0, off, false) : NULL;
+    struct guard_site *s = n ? emit_guard(t, page_distance(t->b->host, delta), 0, off) : NULL;
     if (!s) {
         t->c->full = true;
         return NULL;
@@ -191,18 +182,18 @@ void emit_guard_sites(struct tr *t)
     for (unsigned n = 0; n < t->nguard; n++) {
         const struct guard_site *s = &t->guard[n];
         put_target(s->from, c->p);
-        if (s->load_flags)
-            flags_save(t);
         put_data(t, 0x8d, H_RAX, s->guard);
         put_call_to(c, t->j->guard_ask);
         u8 *elsewhere = put_jcc(c, CC_NE);
-        if (s->load_flags)
-            flags_load(t);
-        else if (s->link)
+        if (s->link)
             put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(rip));
         put_jmp_to(c, s->back);
         put_target(elsewhere, c->p);
         if (!s->link) {
+            if (s->recipe.op != AGAIN_NONE) {
+                flags_again(t, &s->recipe);
+                flags_save(t);
+            }
             fip_flush(t, s->fip_valid, s->fip);
             left_add(t, s->idx - 1);
             rip_add(t, s->off);

@@ -20,7 +20,11 @@ bool system_possible(bool wide, const struct insn *i)
     case ROW_PUSHFQ: case ROW_POPFQ:
         return wide;
     case ROW_MOV_Ev_Sw:
-        return wide && !(i->flags & INSN_MEM) && i->opsize >= 4 && (i->reg & 7) <= SEG_GS;
+        return wide && ((i->flags & INSN_MEM) ? ea_possible(wide, i) : i->opsize >= 4) && (i->reg & 7) <= SEG_GS;
+    case ROW_MOV_Ry_Cy:
+        return wide && (i->reg == 0 || (i->reg >= 2 && i->reg <= 4));
+    case ROW_POP_Ev:
+        return wide && (i->flags & INSN_MEM) && i->opsize != 2 && ea_possible(wide, i);
     case ROW_CMPXCHG16B_Mdq:
         return wide && ea_possible(wide, i);
     case ROW_BT_Mv_Gv: case ROW_BTS_Mv_Gv: case ROW_BTR_Mv_Gv: case ROW_BTC_Mv_Gv:
@@ -42,7 +46,7 @@ unsigned system_change(const struct tr *t, const struct insn *i, unsigned r, s64
     case ROW_PUSHFQ:
         *by = -8;
         return r == RSP;
-    case ROW_POPFQ:
+    case ROW_POPFQ: case ROW_POP_Ev:
         *by = 8;
         return r == RSP;
     case ROW_RDPKRU: case ROW_CMPXCHG16B_Mdq:
@@ -58,6 +62,8 @@ bool system_ready(const struct vcpu *v, const struct insn *i)
     switch (i->row) {
     case ROW_CLI: case ROW_SWAPGS:
         return !v->cpl;
+    case ROW_MOV_Ry_Cy:
+        return !v->cpl && !v->guest_mode;
     case ROW_PUSHFQ:
         return !v->flags_intercepted;
     case ROW_RDFSBASE_Ry: case ROW_RDGSBASE_Ry:
@@ -212,6 +218,34 @@ static void cmpxchg16b_stub(struct code_buf *c, bool locked)
     put1(c, 0xc3);
 }
 
+static void emit_pop_memory(struct tr *t, const struct insn *i)
+{
+    struct ea from = stack_ea(t, RSP, 0), to;
+    struct mem m;
+    ea_of(t, i, &to);
+    if (to.base == RSP) /* as it is behind the POP */
+        to.disp += 8;
+    mem_check(t, &from, 8, false, &m);
+    put_op_mem(t, true, 0x8b, H_RAX, &m);
+    put_rm(t->c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
+    mem_check(t, &to, 8, true, &m);
+    put_rm(t->c, true, 0x8b, H_RAX, H_RSP, F_AT(temp));
+    put_op_mem(t, true, 0x89, H_RAX, &m);
+    stack_move(t, 8);
+}
+
+static void emit_store_selector(struct tr *t, const struct insn *i)
+{
+    struct code_buf *c = t->c;
+    struct ea e;
+    struct mem m;
+    ea_of(t, i, &e);
+    mem_check(t, &e, 2, true, &m);
+    put_rm(c, false, 0x0fb7, H_RAX, H_RBP, V_AT(seg) + (s32)((i->reg & 7) * sizeof(struct segment) + offsetof(struct segment, sel)));
+    put1(c, 0x66);
+    put_op_mem(t, false, 0x89, H_RAX, &m);
+}
+
 /* BT and its relatives with a bit string in memory: the register says where from the address, by bits. */
 static void emit_bit_string(struct tr *t, const struct insn *i)
 {
@@ -227,7 +261,7 @@ static void emit_bit_string(struct tr *t, const struct insn *i)
     put_rmx(c, true, 0x8d, H_RAX, H_RAX, H_RCX, w ? 3 : 2, 0);
     put_rm(c, true, 0x89, H_RAX, H_RSP, F_AT(temp));
     tlb_ask(t, i->opsize, write);
-    slow_if(t, CC_NE);
+    refill_or_slow(t, write);
     put_rm(c, true, 0x8b, H_RCX, H_RSP, F_AT(temp));
     put_rm(c, true, 0x03, H_RCX, H_RAX, offsetof(struct tlb_entry, addend));
     if (locked) {
@@ -253,7 +287,8 @@ bool emit_system(struct tr *t, const struct insn *i)
 {
     struct code_buf *c = t->c;
     unsigned cpl = block_cpl(t->b->mode);
-    bool cpl0 = i->row == ROW_CLI || i->row == ROW_STI || i->row == ROW_CLAC || i->row == ROW_STAC || i->row == ROW_SWAPGS;
+    bool cpl0 = i->row == ROW_CLI || i->row == ROW_STI || i->row == ROW_CLAC || i->row == ROW_STAC || i->row == ROW_SWAPGS ||
+                i->row == ROW_MOV_Ry_Cy;
     if (i->row == ROW_LFENCE) /* loads are in order */
         return false;
     if (i->row == ROW_MFENCE || i->row == ROW_SFENCE) {
@@ -266,6 +301,14 @@ bool emit_system(struct tr *t, const struct insn *i)
     }
     if (i->row == ROW_CMPXCHG16B_Mdq) {
         emit_cmpxchg16b(t, i);
+        return true;
+    }
+    if (i->row == ROW_POP_Ev) {
+        emit_pop_memory(t, i);
+        return true; /* where they were */
+    }
+    if (i->row == ROW_MOV_Ev_Sw && (i->flags & INSN_MEM)) {
+        emit_store_selector(t, i);
         return true;
     }
     if (i->row == ROW_PUSHFQ) {
@@ -303,6 +346,11 @@ bool emit_system(struct tr *t, const struct insn *i)
         reg_store(t, i->rm, H_RAX);
         break;
     }
+    case ROW_MOV_Ry_Cy:
+        slow_if_set(t, V_AT(guest_mode));
+        put_rm(c, true, 0x8b, H_RAX, H_RBP, i->reg == 0 ? V_AT(cr0) : i->reg == 2 ? V_AT(cr2) : i->reg == 3 ? V_AT(cr3) : V_AT(cr4));
+        reg_store(t, i->rm, H_RAX);
+        break;
     case ROW_MOV_Ev_Sw: /* movzx */
         put_rm(c, false, 0x0fb7, H_RAX, H_RBP, V_AT(seg) + (s32)((i->reg & 7) * sizeof(struct segment) + offsetof(struct segment, sel)));
         reg_store(t, i->rm, H_RAX);
@@ -339,7 +387,7 @@ static void string_check(struct tr *t, unsigned reg, unsigned lg2, bool write, s
     slow_if(t, CC_AE);
     put_mov_rr(c, H_RAX, reg);
     tlb_ask(t, 1, write);
-    slow_if(t, CC_NE);
+    refill_or_slow(t, write);
     put_rm(c, true, 0x8b, H_RAX, H_RAX, offsetof(struct tlb_entry, addend));
     put_rm(c, true, 0x89, H_RAX, H_RSP, to);
 }

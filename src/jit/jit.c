@@ -531,6 +531,9 @@ u64 jit_run_path(struct vcpu *v, const struct block *b, u64 budget)
     if (budget < ((const struct block_links *)b->links)->n)
         return 0;
     memset(v->cell_limit, 0, sizeof(v->cell_limit)); /* as for regions */
+    for (u64 n = 0; n < v->guards->n; n++)
+        *v->guards->told[n] = CODE_GUARD_NONE;
+    v->guards->n = 0;
     run_translation(v, b, budget);
     ((struct jit *)v->jit)->interpret = false;
     u64 count = v->icount - start;

@@ -109,7 +109,7 @@ struct guard_site {
     struct guard *guard;
     s32 off;         /* the instruction that follows, or the branch that leads there */
     unsigned idx;
-    bool load_flags; /* EFLAGS hold flags */
+    struct recipe recipe; /* unless AGAIN_NONE: the flags are not in memory */
     bool fip_valid;
     s32 fip;
     u32 link;        /* the branch's; 0: within the path */

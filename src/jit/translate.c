@@ -159,43 +159,25 @@ static bool may_stop(const struct insn *i, enum kind k)
            k == K_DIVIDE || k == K_SYSTEM || k == K_STRING || jit_units_of(insn_row(i));
 }
 
-/* Which instructions emit_page_guards() will have a guard in front of: where that leads elsewhere, a fetch may fault. */
-static void guarded(const struct tr *t, unsigned end, bool *guard)
+/* Whether a guard of its page may stand in front of instruction @n: where that leads elsewhere, every flag is shown. */
+static bool guarded(const struct tr *t, unsigned n)
 {
-    s64 seen[PATH_MAX_PAGES] = {0}, off = t->off;
-    unsigned pages = 1;
-    for (unsigned n = t->q->first; n < end; n++) {
-        unsigned len = t->b->insn[n].len;
-        if (t->q->off)
-            off = t->q->off[n];
-        guard[n] = false;
-        for (unsigned last = 0; t->q->path && last < 2; last++) {
-            s64 distance = page_distance(t->b->host, off + (last ? (s64)len - 1 : 0));
-            unsigned k = 0;
-            while (k < pages && seen[k] != distance)
-                k++;
-            if (k < pages)
-                continue;
-            guard[n] = true;
-            if (pages < PATH_MAX_PAGES)
-                seen[pages++] = distance;
-        }
-        off += len;
-    }
+    const s32 *off = t->q->off;
+    u64 host = t->b->host;
+    return off && n && (page_distance(host, off[n]) != page_distance(host, off[n - 1]) ||
+                        page_distance(host, off[n] + t->b->insn[n].len - 1) != page_distance(host, off[n]));
 }
 
 static void liveness(struct tr *t, unsigned end)
 {
     u32 live = (u32)FL_ARITH;
-    bool guard[PATH_MAX_INSNS];
-    guarded(t, end, guard);
     for (unsigned n = end; n-- > t->q->first;) {
         const struct insn *i = &t->b->insn[n];
         u32 reads, writes;
         t->live_after[n] = pack(live);
         enum kind k = t->kinds[n];
         flag_effects(i, k != K_CALL, &reads, &writes);
-        live = may_stop(i, k) || guard[n] ? (u32)FL_ARITH : (live & ~writes) | reads;
+        live = may_stop(i, k) || guarded(t, n) ? (u32)FL_ARITH : (live & ~writes) | reads;
     }
 }
 
@@ -220,6 +202,9 @@ static void emit_path(struct tr *t, struct code_buf *cold)
         if (q->region) {
             rip_add(t, t->off);
             emit_exit(t, JIT_EXIT_STOP);
+        } else if (t->segmented && !in_page(t->b, t->off)) {
+            rip_to_rcx(t, t->off);
+            emit_goto(t);
         } else {
             emit_jump(t, t->off, false);
         }

@@ -107,9 +107,10 @@ static void print_mmu(const struct vcpu *v, FILE *out)
                                                      "ASID", "map"};
     const struct mmu_stats *s = mmu_stats(v);
     fprintf(out, "  TLB misses %" PRIu64 "; page walks %" PRIu64 " (%" PRIu64 " faults, %" PRIu64 " entries read); filled from shadows %" PRIu64
-            ", faults %" PRIu64 "\n", s->walks + s->shadow_hits + s->shadow_faults, s->walks, s->walk_faults, s->walk_steps, s->shadow_hits, s->shadow_faults);
+            ", in translated code %" PRIu64 ", faults %" PRIu64 "\n", s->walks + s->shadow_hits + s->refills + s->shadow_faults, s->walks,
+            s->walk_faults, s->walk_steps, s->shadow_hits, s->refills, s->shadow_faults);
     fprintf(out, "  address spaces made %" PRIu64 ", switched %" PRIu64 "; pages write-protected %" PRIu64 "; entries flushed %" PRIu64
-            " by", s->spaces_made, s->space_switches, s->protects, s->flushed);
+            ", found unchanged after it %" PRIu64 ", by", s->spaces_made, s->space_switches, s->protects, s->flushed, s->renewed);
     for (unsigned i = 0; i < FLUSH_CAUSES; i++)
         if (s->flushes[i])
             fprintf(out, " %s %" PRIu64, causes[i], s->flushes[i]);

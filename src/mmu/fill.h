@@ -47,26 +47,45 @@ static inline void slot_grant(struct mmu *m, struct array *a, unsigned slot, con
     }
 }
 
-static inline void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct leads *w, const struct translation *t,
-                             bool ram)
+/* What side.pa is for a translation to the page @pa. */
+static inline u64 side_value(const struct mmu *m, gva_t la, const struct leads *w, pa_t pa)
 {
-    struct tlb *tlb = m->now;
-    struct array *a = &tlb->ctx[c];
-    unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
     u8 perms = w->perms & SIDE_PERMS;
     if (!w->dirty)
         perms &= (u8)~ACCESS_WRITE; /* the first write must walk, to set the dirty flag */
     if (unlikely(m->ctx.lam48) && !(la >> 63) && la >> 47)
         perms &= ACCESS_EXEC;
     bool global = w->global && m->pge && m->ctx.paging != PAGING_NONE;
+    return (pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
+}
+
+static inline void slot_fill(struct mmu *m, gva_t la, enum tlb_context c, const struct leads *w, const struct translation *t,
+                             bool ram)
+{
+    struct tlb *tlb = m->now;
+    struct array *a = &tlb->ctx[c];
+    unsigned slot = (la >> PAGE_SHIFT) & (TLB_SIZE - 1);
+    u64 value = side_value(m, la, w, t->pa);
+    bool global = value & SIDE_GLOBAL;
     const struct side *old = &a->side[slot];
+    const u64 other = ~(u64)(SIDE_GLOBAL | ACCESS_READ | ACCESS_WRITE); /* what hints stand on */
     /* Jump hints outlive the entry through which the code was fetched. */
     if (old->page != TLB_NONE && (old->pa & ACCESS_EXEC) &&
-        (old->page != (la & PAGE_MASK) || !(perms & ACCESS_EXEC) || side_lg2(old) != w->lg2_linear ||
-         ((old->pa & SIDE_GLOBAL) && !global)))
+        (old->page != (la & PAGE_MASK) || ((old->pa ^ value) & other) || ((old->pa & SIDE_GLOBAL) && !global))) {
+        struct side *victim = victim_of(a, old->page);
         filter_set(&tlb->orphans, old->page, side_lg2(old));
+        tlb->orphaned |= old->page == (la & PAGE_MASK) || (victim->page != TLB_NONE && victim->page != old->page);
+        *victim = *old;
+    }
+    if (value & ACCESS_EXEC) {
+        struct side *victim = victim_of(a, la);
+        if (unlikely(victim->page == (la & PAGE_MASK) && ((victim->pa ^ value) & other))) {
+            victim->page = TLB_NONE;
+            tlb->orphaned = true;
+        }
+    }
     a->side[slot].page = la & PAGE_MASK;
-    a->side[slot].pa = (t->pa & PAGE_MASK) | perms | (global ? SIDE_GLOBAL : 0) | SIDE_LG2(w->lg2_linear);
+    a->side[slot].pa = value;
     bit_set(a->valid, slot);
     if (global)
         bit_set(a->global, slot);

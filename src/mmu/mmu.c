@@ -84,13 +84,14 @@ static struct tlb *space_new(struct mmu *m)
             for (unsigned c = 0; c < CONTEXTS; c++) {
                 memset(t->ctx[c].e, 0xff, sizeof(t->ctx[c].e));
                 memset(t->ctx[c].side, 0xff, sizeof(t->ctx[c].side));
+                memset(t->ctx[c].victim, 0xff, sizeof(t->ctx[c].victim));
             }
             return t;
         }
         if (t != m->now && (!victim || t->used < victim->used))
             victim = t;
     }
-    space_flush(m, victim, false);
+    space_empty(m, victim, false);
     return victim;
 }
 
@@ -162,11 +163,14 @@ void mmu_update(struct vcpu *v)
 {
     struct mmu *m = v->mmu;
     m->v = v;
-    m->stale = false;
     context_build(m, v);
     if (likely(m->shadow != NULL))
         shadow_view(&m->view, &m->ctx);
     m->pge = v->cr4 & CR4_PGE;
+    bool wide = m->ctx.paging >= PAGING_4LEVEL;
+    m->plain_bits = wide ? (m->ctx.paging == PAGING_5LEVEL ? 57 : 48) : 32;
+    m->plain_bias = wide ? BIT64(m->plain_bits - 1) : 0;
+    m->refills = m->shadow && !m->ctx.lam48 && !map_shared(m->pm); /* where LAM may change an address, the slow path sees to it */
     if (unlikely(m->apic_page != v->apic_page)) {
         m->apic_page = v->apic_page;
         map_changed(m);
@@ -184,19 +188,28 @@ void mmu_update(struct vcpu *v)
             t->slat_tag = m->slat.tag;
             t->base = context_base(&m->ctx);
             memcpy(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
+            for (unsigned c = 0; c < CONTEXTS; c++)
+                t->may[c] = rights_of(&m->ctx, context_mode(c));
         }
         m->now = t;
         guards_forget(v);
         m->stats.space_switches++;
     }
+    m->stale = false;
     struct tlb *t = m->now;
     t->used = ++m->stamp;
     bool pdptes = m->ctx.paging == PAGING_PAE && memcmp(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
-    if (t->base != context_base(&m->ctx) || pdptes) {
-        space_flush(m, t, true);
+    bool rebased = t->base != context_base(&m->ctx) || pdptes;
+    if (rebased) {
+        if (m->shadow)
+            t->renew = t->renew ? t->renew : RENEW_LOCAL;
+        else
+            space_empty(m, t, true);
         t->base = context_base(&m->ctx);
         memcpy(t->pdpte, m->ctx.pdpte, sizeof(t->pdpte));
     }
+    if (unlikely(t->renew))
+        space_renew(m, t, rebased);
     mmu_update_privilege(v);
 }
 
@@ -273,22 +286,32 @@ static struct jump_cache *jump_cache(struct vcpu *v, enum jump_kind kind)
 struct jump_cache_entry *mmu_jump_cache(struct vcpu *v) { return jump_cache(v, JUMP_BLOCKS)->e; }
 struct jump_cache_entry *mmu_jump_codes(struct vcpu *v, enum jump_kind kind) { return jump_cache(v, kind)->e; }
 
-/* The page of @rip is known to be global: flushes that keep global entries keep hints to it. */
-static bool rip_is_global(const struct vcpu *v, gva_t rip)
+/* The hint's page has an entry through which it was fetched, or is noted as an orphan. Returns whether it is known to be
+ * global: flushes that keep global entries keep hints to it. */
+static bool rip_entry(const struct vcpu *v, gva_t rip)
 {
-    const struct mmu *m = v->mmu;
-    enum tlb_context c = privilege_context(v);
-    if (c == TLB_UNCACHED)
-        return false;
-    const struct side *s = &m->now->ctx[c].side[(rip >> PAGE_SHIFT) & (TLB_SIZE - 1)];
-    return s->page == (rip & PAGE_MASK) && (s->pa & SIDE_GLOBAL) && (s->pa & ACCESS_EXEC);
+    struct tlb *t = v->mmu->now;
+    const struct side *s = &t->ctx[v->cpl == 3 ? TLB_USER : TLB_SUPERVISOR].side[(rip >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+    if (likely(s->page == (rip & PAGE_MASK) && (s->pa & ACCESS_EXEC)))
+        return s->pa & SIDE_GLOBAL;
+    filter_set(&t->orphans, rip, PAGE_SHIFT);
+    t->orphaned = true;
+    return false;
 }
 
-/* Entry @n of @j is about to hold what @rip leads to. */
-static void jump_note(const struct vcpu *v, struct jump_cache *j, unsigned n, gva_t rip)
+/* Entry @n of the cache of @kind is about to hold what @rip leads to. */
+static void jump_note(const struct vcpu *v, struct jump_cache *j, enum jump_kind kind, unsigned n, gva_t rip)
 {
+    struct tlb *t = v->mmu->now;
     bit_set(j->used, n / JUMP_RUN);
-    if (!rip_is_global(v, rip) || !rip_is_global(v, rip + 14))
+    if (unlikely(at_edge(rip))) {
+        bit_set(j->local, n / JUMP_RUN);
+        if (t->nedges < EDGES)
+            t->edge[t->nedges++] = (struct edge){(u16)n, (u8)(kind * 2 + (v->cpl == 3))};
+        else
+            t->orphaned = true;
+    }
+    if (!rip_entry(v, rip))
         bit_set(j->local, n / JUMP_RUN);
 }
 
@@ -296,7 +319,7 @@ void mmu_jump_hint(struct vcpu *v, gva_t rip, void *block)
 {
     struct jump_cache *j = jump_cache(v, JUMP_BLOCKS);
     unsigned n = rip & (JUMP_CACHE_SIZE - 1);
-    jump_note(v, j, n, rip);
+    jump_note(v, j, JUMP_BLOCKS, n, rip);
     j->e[n] = (struct jump_cache_entry){rip, block};
 }
 
@@ -305,7 +328,7 @@ void mmu_jump_code(struct vcpu *v, enum jump_kind kind, gva_t rip, void *code)
     struct jump_cache *j = jump_cache(v, kind);
     unsigned n = jump_code_way(rip);
     struct jump_cache_entry *e = &j->e[n];
-    jump_note(v, j, n, rip);
+    jump_note(v, j, kind, n, rip);
     if (e[0].rip != rip) /* the first way is what was asked for last */
         e[1] = e[0];
     e[0] = (struct jump_cache_entry){rip, code};

@@ -120,7 +120,8 @@ struct mmu_stats {
     u64 spaces_made;    /* address spaces set up (a TLB taken from the pool) */
     u64 space_switches; /* changes of the current address space */
     u64 flushes[FLUSH_CAUSES]; /* invalidations asked for */
-    u64 flushed;        /* entries they dropped */
+    u64 flushed;        /* entries they dropped, */
+    u64 renewed;        /* and kept, since the tables still said the same (renew.c) */
     u64 protects;       /* pages whose write permission was withdrawn */
 };
 const struct mmu_stats *mmu_stats(const struct vcpu *v);

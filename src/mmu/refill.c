@@ -5,24 +5,14 @@
  */
 #pragma GCC target("general-regs-only")
 #include "mmu/fill.h"
-#include "mmu/shadow_look.h"
 
 bool mmu_refills(const struct vcpu *v) { return v->mmu->shadow && !map_shared(v->mmu->pm); }
-
-/* A linear address as it must be. Where LAM may change one, the slow path sees to it. */
-static inline bool plain(const struct mmu *m, const struct vcpu *v, gva_t la)
-{
-    if (m->ctx.paging <= PAGING_PAE)
-        return !(la >> 32);
-    unsigned width = m->ctx.paging == PAGING_5LEVEL ? 57 : 48;
-    return !(la & ~v->linear_mask) && (u64)((s64)(la << (64 - width)) >> (64 - width)) == la && !m->ctx.lam48;
-}
 
 void mmu_refill(struct vcpu *v, gva_t page, struct tlb_entry *slot, u64 access)
 {
     struct mmu *m = v->mmu;
     unsigned n = (page >> PAGE_SHIFT) & (TLB_SIZE - 1);
-    if (unlikely(m->stale || !m->shadow || map_shared(m->pm) || slot != &v->tlb_now[n] || !plain(m, v, page)))
+    if (unlikely(m->stale || !m->refills || slot != &v->tlb_now[n] || (page + m->plain_bias) >> m->plain_bits))
         return;
     enum tlb_context c = TLB_SUPERVISOR;
     while (c < CONTEXTS && v->tlb_now != m->now->ctx[c].e)
@@ -33,8 +23,7 @@ void mmu_refill(struct vcpu *v, gva_t page, struct tlb_entry *slot, u64 access)
     if (s->page == page && !(access & ~s->pa))
         return; /* not granted for a reason */
     struct leads l;
-    u32 mode = c == TLB_USER ? ACCESS_USER : c == TLB_SUPERVISOR_AC ? ACCESS_AC : 0;
-    if (!shadow_look(m->shadow, &m->view, &m->ctx, page, (u32)access | mode, &l))
+    if (!shadow_look(m->shadow, &m->view, &m->ctx, page, (u32)access | context_mode(c), &m->now->may[c], NULL, &l))
         return;
     if (unlikely(m->check)) {
         m->refilled = (struct refilled){.valid = true, .context = c, .page = page, .leads = l};

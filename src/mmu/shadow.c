@@ -7,7 +7,7 @@ static u64 slat_bits(const struct slat *s)
 {
     if (s->kind == SLAT_NONE)
         return 0;
-    return s->kind | (u64)s->levels << 2 | (u64)s->host_mode << 5 | (u64)s->ad << 8 | (u64)s->mbec << 9 |
+    return s->kind | (u64)s->levels << 2 | (u64)s->host_mode << 5 | (u64)s->ad << 8 |
            (u64)s->exec_only << 10 | (u64)s->huge_1g << 11 | (u64)s->huge_2m << 12 | (u64)s->nx << 13 |
            (u64)s->pse << 14;
 }
@@ -46,6 +46,7 @@ void shadow_view(struct shadow_view *view, const struct walk_context *c)
         view->slat_region_lg2 = narrow ? 22 : 21;
         view->slat_reserved = leaf_reserved(view->slat_entry, pae, s->nx, c->maxphyaddr);
     }
+    view->slat_mix = node_mix(view->slat_root, view->slat_role);
     if (c->paging == PAGING_NONE)
         return;
     bool narrow = c->paging == PAGING_32BIT, pae = c->paging == PAGING_PAE;
@@ -54,6 +55,7 @@ void shadow_view(struct shadow_view *view, const struct walk_context *c)
     view->region_lg2 = narrow ? 22 : 21;
     view->levels = narrow ? 2 : pae ? (s->kind == SLAT_NPT ? 3 : 2) : c->paging == PAGING_5LEVEL ? 5 : 4;
     view->root = c->cr3 & (pae ? BITS64(31, 5) : narrow ? BITS64(31, 12) : PTE_FRAME);
+    view->mix = node_mix(view->root, view->role);
     view->reserved = leaf_reserved(view->entry, pae, c->nx, c->maxphyaddr);
 }
 
@@ -83,7 +85,7 @@ enum shadow_answer shadow_translate(struct shadow *s, const struct shadow_view *
     } else {
         if (ctx->paging <= PAGING_PAE)
             la &= 0xffffffffu;
-        struct node *n = node_find(s, la >> view->region_lg2, view_root(view, ctx, la), view->role, view->slat_root);
+        struct node *n = linear_find(s, view, ctx, la);
         if (unlikely(!n))
             return SHADOW_UNKNOWN;
         n->used = (u32)s->stamp & STAMP_BITS;
@@ -131,7 +133,7 @@ enum shadow_answer shadow_translate(struct shadow *s, const struct shadow_view *
     }
     if (view->slat_role) {
         struct slat_result r;
-        if (unlikely(!slat_use(s, view, ctx, w->gpa, access, w->user, &r)))
+        if (unlikely(!slat_use(s, slat_find(s, view, w->gpa), view, ctx, w->gpa, access, w->user, &r)))
             return SHADOW_UNKNOWN;
         slat_restrict(ctx, w, &r);
     }
@@ -170,9 +172,9 @@ unsigned shadow_knows(struct shadow *s, const struct shadow_view *view, const st
     unsigned known = 0;
     if (ctx->paging <= PAGING_PAE)
         la &= 0xffffffffu;
-    if (view->role && node_find(s, la >> view->region_lg2, view_root(view, ctx, la), view->role, view->slat_root))
+    if (view->role && linear_find(s, view, ctx, la))
         known |= SHADOW_KNOWS_LINEAR;
-    if (view->slat_role && node_find(s, gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0))
+    if (view->slat_role && slat_find(s, view, gpa))
         known |= SHADOW_KNOWS_SLAT;
     return known;
 }

@@ -36,6 +36,7 @@ void shadow_close(struct shadow *s);
 struct shadow_view {
     u64 role, slat_role;
     u64 root, slat_root;     /* PAE without NPT: the root is a PDPTE, and depends on the address */
+    u64 mix, slat_mix;       /* of role and root, for looking up */
     u64 reserved;            /* bits that must be 0 in last-level entries */
     u64 slat_reserved;
     u8 region_lg2, slat_region_lg2; /* what one last-level table maps */

@@ -29,11 +29,10 @@ static alwaysinline void leaf_rights(const struct node *n, u64 e, unsigned entry
 }
 
 /* The second level. True when the access is allowed and no flag is due; everything else is the walker's. */
-static alwaysinline bool slat_use(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx,
+static alwaysinline bool slat_use(struct shadow *s, struct node *n, const struct shadow_view *view, const struct walk_context *ctx,
                                   gpa_t gpa, u32 access, bool user, struct slat_result *out)
 {
     const struct slat *t = &ctx->slat;
-    struct node *n = node_find(s, gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0);
     if (unlikely(!n))
         return false;
     n->used = (u32)s->stamp & STAMP_BITS;
@@ -80,17 +79,66 @@ static alwaysinline bool slat_use(struct shadow *s, const struct shadow_view *vi
     return true;
 }
 
-/* As shadow_translate(), where the access is allowed and no flag is due; false: ask that. Writes nothing to guest memory. */
-static alwaysinline bool shadow_look(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx,
-                                     gva_t la, u32 access, struct leads *l)
+/* The nodes that were used last, where many pages are looked up one behind the other and nothing is written. */
+struct near {
+    u64 region, slat_region; /* + 1; 0: none */
+    struct node *linear, *slat;
+};
+static alwaysinline struct node *near_linear(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx,
+                                             gva_t la, struct near *near)
+{
+    if (!near)
+        return linear_find(s, view, ctx, la);
+    u64 region = (la >> view->region_lg2) + 1;
+    if (near->region != region) {
+        near->region = region;
+        near->linear = linear_find(s, view, ctx, la);
+    }
+    return near->linear;
+}
+static alwaysinline struct node *near_slat(struct shadow *s, const struct shadow_view *view, gpa_t gpa, struct near *near)
+{
+    if (!near)
+        return slat_find(s, view, gpa);
+    u64 region = (gpa >> view->slat_region_lg2) + 1;
+    if (near->slat_region != region) {
+        near->slat_region = region;
+        near->slat = slat_find(s, view, gpa);
+    }
+    return near->slat;
+}
+
+/* What an access may do, protection keys aside: judge() for each of U/S (4), R/W (2), XD (1). */
+struct rights {
+    u8 perms[8];
+};
+static inline struct rights rights_of(const struct walk_context *ctx, u32 mode)
+{
+    struct rights r;
+    for (unsigned n = 0; n < 8; n++) {
+        struct traversal t = {.user = n & 4, .writable = n & 2, .nx = n & 1};
+        r.perms[n] = judge(ctx, &t, false, mode).perms;
+    }
+    return r;
+}
+
+/*
+ * As shadow_translate(), where the access is allowed and no flag is due; false: ask that. Writes nothing to guest memory.
+ * @may: rights_of() @ctx and the mode in @access.
+ */
+static alwaysinline bool shadow_look(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx, gva_t la,
+                                     u32 access, const struct rights *may, struct near *near, struct leads *l)
 {
     bool user = true;
-    *l = (struct leads){.pa = la, .perms = ACCESS_RWX, .dirty = true, .lg2_linear = PAGE_SHIFT};
+    l->pa = la;
+    l->perms = ACCESS_RWX;
+    l->dirty = true;
+    l->global = false;
+    l->lg2_linear = PAGE_SHIFT;
     if (likely(ctx->paging != PAGING_NONE)) {
-        struct node *n = node_find(s, la >> view->region_lg2, view_root(view, ctx, la), view->role, view->slat_root);
+        struct node *n = near_linear(s, view, ctx, la, near);
         if (unlikely(!n))
             return false;
-        struct traversal t = {0};
         u64 e;
         if (likely(n->leaf != NULL)) {
             e = leaf_load(n, la, view->entry);
@@ -103,21 +151,24 @@ static alwaysinline bool shadow_look(struct shadow *s, const struct shadow_view 
         u64 flags = PTE_P | PTE_A | (access & ACCESS_WRITE ? PTE_D : 0);
         if (unlikely(flags & ~e))
             return false;
-        t.leaf = e;
-        leaf_rights(n, e, view->entry, &t);
-        l->perms = judge(ctx, &t, view->levels >= 4, access).perms;
+        /* P, R/W and U/S are bits 0 to 2 of an entry and of the node's rights; XD is bit 63, and bit 3 there. */
+        unsigned index = (unsigned)(e & n->rights & (PTE_U | PTE_W)) | (unsigned)(view->entry == 8 && ((e >> 60 | n->rights) & NODE_NX));
+        user = index & PTE_U;
+        l->perms = may->perms[index];
+        if (view->levels >= 4 && (user ? ctx->pke : ctx->pks) &&
+            unlikely((user ? ctx->pkru : ctx->pkrs) >> (2 * bits_get(e, 62, 59)) & 3))
+            return false;
         if (unlikely(access & ACCESS_RWX & ~l->perms))
             return false;
         n->used = (u32)s->stamp & STAMP_BITS;
         n->hits++;
-        user = t.user;
         l->dirty = e & PTE_D;
         l->global = e & PTE_G;
         l->pa = page_frame(e, view->entry, l->lg2_linear, ctx->pse36) | (la & BITS64(l->lg2_linear - 1, 0));
     }
     if (view->slat_role) {
         struct slat_result r;
-        if (unlikely(!slat_use(s, view, ctx, l->pa, access, user, &r)))
+        if (unlikely(!slat_use(s, near_slat(s, view, l->pa, near), view, ctx, l->pa, access, user, &r)))
             return false;
         l->perms &= slat_perms(ctx, user, &r);
         l->dirty &= r.dirty;
@@ -125,3 +176,4 @@ static alwaysinline bool shadow_look(struct shadow *s, const struct shadow_view 
     }
     return true;
 }
+_Static_assert(PTE_W == 2 && PTE_U == 4 && NODE_W == PTE_W && NODE_U == PTE_U && NODE_NX == PTE_NX >> 60, "one index");

@@ -76,15 +76,20 @@ struct shadow {
     struct dep dep[DEPS];
 };
 
-static alwaysinline unsigned node_set(u64 region, u64 root, u64 role)
+/* What of a node's place the region does not decide. */
+static alwaysinline u64 node_mix(u64 root, u64 role)
 {
-    u64 h = (region ^ (root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull ^ role * 0xd6e8feb86659fd93ull) * 0x9e3779b97f4a7c15ull;
-    return (unsigned)(h >> (64 - SETS_LG2)) * WAYS;
+    return (root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull ^ role * 0xd6e8feb86659fd93ull;
+}
+static alwaysinline unsigned node_set(u64 region, u64 mix)
+{
+    return (unsigned)((region ^ mix) * 0x9e3779b97f4a7c15ull >> (64 - SETS_LG2)) * WAYS;
 }
 
-static alwaysinline struct node *node_find(struct shadow *s, u64 region, u64 root, u64 role, u64 slat)
+/* @mix: node_mix(@root, @role) */
+static alwaysinline struct node *node_find(struct shadow *s, u64 region, u64 root, u64 role, u64 slat, u64 mix)
 {
-    struct node *n = &s->node[node_set(region, root, role)];
+    struct node *n = &s->node[node_set(region, mix)];
     for (unsigned i = 0; i < WAYS; i++, n++)
         if (likely(n->region == region && n->role == role && n->root == root && n->slat == slat))
             return n;
@@ -98,4 +103,15 @@ static alwaysinline u64 view_root(const struct shadow_view *view, const struct w
         return view->root;
     u64 e = ctx->pdpte[la >> 30 & 3];
     return e & PTE_P ? (e & PTE_FRAME) | 1 : 0; /* | 1: never 0 */
+}
+
+static alwaysinline struct node *linear_find(struct shadow *s, const struct shadow_view *view, const struct walk_context *ctx, gva_t la)
+{
+    u64 root = view_root(view, ctx, la);
+    return node_find(s, la >> view->region_lg2, root, view->role, view->slat_root,
+                     likely(root == view->root) ? view->mix : node_mix(root, view->role));
+}
+static alwaysinline struct node *slat_find(struct shadow *s, const struct shadow_view *view, gpa_t gpa)
+{
+    return node_find(s, gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0, view->slat_mix);
 }

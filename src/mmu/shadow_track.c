@@ -261,7 +261,7 @@ static void node_make(struct shadow *s, const struct node *draft, struct ground 
             made.large = e;
     }
     deps_reserve(s, n);
-    struct node *at = node_place(s, node_set(made.region, made.root, made.role));
+    struct node *at = node_place(s, node_set(made.region, node_mix(made.root, made.role)));
     made.used = (u32)s->stamp & STAMP_BITS;
     made.deps = made.hits = 0;
     *at = made;
@@ -355,11 +355,11 @@ void shadow_fill(struct shadow *s, const struct shadow_view *view, const struct 
     if (ctx->paging != PAGING_NONE && end) {
         if (ctx->paging <= PAGING_PAE)
             la &= 0xffffffffu;
-        if (!node_find(s, la >> view->region_lg2, view_root(view, ctx, la), view->role, view->slat_root))
+        if (!linear_find(s, view, ctx, la))
             fill_linear(s, view, ctx, la, w, end);
     }
     if (view->slat_role && end < w->nsteps &&
-        !node_find(s, w->gpa >> view->slat_region_lg2, view->slat_root, view->slat_role, 0))
+        !slat_find(s, view, w->gpa))
         fill_slat(s, view, ctx, w, end);
 }
 

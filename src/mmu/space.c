@@ -1,16 +1,6 @@
 /* Dropping what the software TLBs hold: entries, grants to write, hints where code lies. */
 #include "mmu/space.h"
 
-static void slot_drop(struct array *a, unsigned slot)
-{
-    a->e[slot].tag_read = a->e[slot].tag_write = a->e[slot].tag_exec = TLB_NONE;
-    a->side[slot].page = TLB_NONE;
-    bit_clear(a->valid, slot);
-    bit_clear(a->global, slot);
-    bit_clear(a->writable, slot);
-    bit_clear(a->large, slot);
-}
-
 static unsigned array_flush(struct array *a, bool keep_global)
 {
     unsigned n = 0;
@@ -19,8 +9,10 @@ static unsigned array_flush(struct array *a, bool keep_global)
         for (; drop; drop &= drop - 1, n++)
             slot_drop(a, i * 64 + (unsigned)__builtin_ctzll(drop));
     }
-    if (!keep_global)
+    if (!keep_global) {
         memset(a->write_bloom, 0, sizeof(a->write_bloom));
+        memset(a->victim, 0xff, sizeof(a->victim));
+    }
     return n;
 }
 
@@ -64,7 +56,7 @@ static unsigned jump_clear_range(struct tlb *t, gva_t la, unsigned lg2)
     return others;
 }
 
-void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
+void space_empty(struct mmu *m, struct tlb *t, bool keep_global)
 {
     cells_forget(m->v);
     guards_forget(m->v);
@@ -75,6 +67,25 @@ void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
         memset(&t->orphans, 0, sizeof(t->orphans));
     }
     jump_clear(t, keep_global);
+    if (!keep_global) {
+        t->renew = RENEW_NONE;
+        t->orphaned = false;
+        t->nedges = 0;
+    }
+}
+
+void space_flush(struct mmu *m, struct tlb *t, bool keep_global)
+{
+    if (!m->shadow) {
+        space_empty(m, t, keep_global);
+        return;
+    }
+    u8 which = keep_global ? RENEW_LOCAL : RENEW_ALL;
+    t->renew = which > t->renew ? which : t->renew;
+    if (t == m->now && m->v) { /* not to be used as it is */
+        m->stale = true;
+        m->v->tlb_now = m->uncached;
+    }
 }
 
 static inline bool drops(const struct array *a, unsigned slot, enum drop which)
@@ -151,7 +162,7 @@ void mmu_flush_everything(struct mmu *m, enum flush_cause cause)
 {
     for (unsigned i = 0; i < SPACES; i++)
         if (m->space[i])
-            space_flush(m, m->space[i], false);
+            space_empty(m, m->space[i], false);
     mmu_flushed(m, cause);
 }
 

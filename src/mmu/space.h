@@ -10,7 +10,7 @@
 #pragma once
 #include "mmu/mmu.h"
 #include "mmu/physmap_view.h"
-#include "mmu/shadow.h"
+#include "mmu/shadow_look.h"
 
 #include <stdlib.h>
 
@@ -18,6 +18,7 @@
 #define CONTEXTS        TLB_UNCACHED /* contexts that hold entries */
 #define WORDS           (TLB_SIZE / 64)
 #define BLOOM           4096u
+#define VICTIMS         64u
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
 /* ---- bitmaps ---- */
@@ -92,7 +93,10 @@ struct array {
     struct side side[TLB_SIZE];
     u64 valid[WORDS], global[WORDS], writable[WORDS], large[WORDS];
     u64 write_bloom[BLOOM / 64]; /* physical pages that may have a write grant here */
+    /* Executable entries that gave way to others, by page: what was fetched through them may have left hints. */
+    struct side victim[VICTIMS];
 };
+static inline struct side *victim_of(struct array *a, gva_t page) { return &a->victim[(page >> PAGE_SHIFT) & (VICTIMS - 1)]; }
 
 struct space_key {
     u64 mode; /* paging mode and permission bits, SLAT properties */
@@ -103,12 +107,26 @@ struct space_key {
 };
 
 /* What is known of where a RIP leads, and which runs of JUMP_RUN of the entries may hold any: a flush touches no others. */
-#define JUMP_RUN 32u
+#define JUMP_RUN 8u
 struct jump_cache {
     struct jump_cache_entry e[JUMP_CACHE_SIZE];
     u64 used[JUMP_CACHE_SIZE / JUMP_RUN / 64];
     u64 local[JUMP_CACHE_SIZE / JUMP_RUN / 64]; /* of these, the runs with entries into pages that are not global */
 };
+
+/* A hint to what may be an instruction that goes on in the next page stands on that one too: no renewal keeps it. */
+static inline bool at_edge(gva_t rip) { return ((rip + 14) ^ rip) & PAGE_MASK; }
+#define EDGES 64u
+struct edge {
+    u16 n;   /* which entry, or the other way beside it, */
+    u8 jump; /* of which cache */
+};
+
+/*
+ * A flush with shadows is put off until the space is used again; then what the tables still say is kept (renew.c). Nothing
+ * in it is used before. Which entries were flushed:
+ */
+enum renew { RENEW_NONE, RENEW_LOCAL /* not the global ones */, RENEW_ALL };
 
 struct tlb {
     struct array ctx[CONTEXTS];
@@ -119,12 +137,23 @@ struct tlb {
     u64 slat_tag;
     u64 used; /* stamp, for replacement */
     u64 base; /* CR3 base when last used */
+    struct rights may[CONTEXTS];
+    bool orphaned; /* hints may be left to a page of which there is neither entry nor victim, or another one */
+    u8 turn;       /* of renewals */
+    u8 nedges;     /* since the last one; when there are more, .orphaned is set */
+    struct edge edge[EDGES];
+    u8 renew; /* enum renew: flushed, and not used since */
     u64 pdpte[4];
     /* So that INVLPG need not look at everything. */
     struct filter fragments;          /* large pages of which there are entries */
     struct filter orphans;            /* pages whose executable entry is gone, while jump hints to them may be left */
     struct jump_cache *jump[JUMP_KINDS * 2]; /* enum jump_kind; supervisor, user; made on first use */
 };
+
+static inline u32 context_mode(enum tlb_context c)
+{
+    return c == TLB_USER ? ACCESS_USER : c == TLB_SUPERVISOR_AC ? ACCESS_AC : 0;
+}
 
 struct mmu {
     struct physmap *pm;
@@ -136,6 +165,9 @@ struct mmu {
     struct slat slat;
     u32 vpid;
     bool pge;
+    bool refills;    /* mmu_refill() may answer, for addresses that */
+    u8 plain_bits;   /* have no other bits, when */
+    u64 plain_bias;  /* is added: half of what is canonical */
     bool stale; /* mmu_set_guest was called: choose the space again before the next access */
     struct tlb *now;
     struct tlb *space[SPACES];
@@ -162,6 +194,16 @@ static inline void jump_fill_empty(struct jump_cache_entry *e, unsigned n)
 {
     for (unsigned k = 0; k < n; k++)
         e[k] = (struct jump_cache_entry){JUMP_EMPTY, NULL};
+}
+
+static inline void slot_drop(struct array *a, unsigned slot)
+{
+    a->e[slot].tag_read = a->e[slot].tag_write = a->e[slot].tag_exec = TLB_NONE;
+    a->side[slot].page = TLB_NONE;
+    bit_clear(a->valid, slot);
+    bit_clear(a->global, slot);
+    bit_clear(a->writable, slot);
+    bit_clear(a->large, slot);
 }
 
 /* Translated code must ask the TLB again: something is granted no longer, or it is another TLB. */
@@ -203,8 +245,11 @@ static inline bool watched(const struct mmu *m, const struct side *s)
     for (struct tlb **p_ = (m)->space, *t; p_ < (m)->space + SPACES; p_++)                                             \
         if ((t = *p_))
 
-/* Every entry of one space, or all but the global ones, with the jump hints. */
+/* Every entry of one space, or all but the global ones, with the jump hints: at once, or put off. */
+void space_empty(struct mmu *m, struct tlb *t, bool keep_global);
 void space_flush(struct mmu *m, struct tlb *t, bool keep_global);
+/* The current space was flushed and is used now; @rebased: with other tables. */
+void space_renew(struct mmu *m, struct tlb *t, bool rebased);
 /* One linear page of one space. */
 enum drop { DROP_ALL, DROP_LOCAL /* not the global ones */, DROP_GLOBAL };
 void space_drop_page(struct mmu *m, struct tlb *t, gva_t la, enum drop which);

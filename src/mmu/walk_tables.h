@@ -293,10 +293,10 @@ static inline bool page_fault(const struct walk_context *ctx, u32 access, u32 er
 /* The rights that the SLAT's answer grants. */
 static alwaysinline u8 slat_perms(const struct walk_context *ctx, bool user, const struct slat_result *s)
 {
-    u64 exec = ctx->slat.mbec && user ? EPT_XU : EPT_X;
-    return (u8)((s->rights & EPT_R ? ACCESS_READ : 0) | (s->rights & EPT_W ? ACCESS_WRITE : 0) |
-                (s->rights & exec ? ACCESS_EXEC : 0));
+    u64 exec = ctx->slat.mbec && user ? s->rights >> 10 & 1 : s->rights >> 2 & 1;
+    return (u8)((s->rights & (EPT_R | EPT_W)) | exec << 2);
 }
+_Static_assert(EPT_R == ACCESS_READ && EPT_W == ACCESS_WRITE && EPT_X == ACCESS_EXEC && EPT_XU == BIT64(10), "the same bits");
 
 /* What the SLAT's answer for the data leaves of the rights in @w. */
 static alwaysinline void slat_restrict(const struct walk_context *ctx, struct walk *w, const struct slat_result *s)

@@ -104,10 +104,10 @@ const char *code_complaint(csh h, const cs_insn *i)
             if ((jump || call) && o->reg != X86_REG_RAX)
                 return "a jump through a register of the guest";
         } else if (o->type == X86_OP_MEM) {
-            /* Through an entry of the jump cache, which RAX was made to point to; or what came of there before a CALL pushed. */
+            /* Through an entry of the jump cache, which RAX was made to point to, or to what it was seen to say. */
             bool entry = o->mem.base == X86_REG_RAX && o->mem.disp == (s64)offsetof(struct jump_cache_entry, block);
-            bool kept = o->mem.base == X86_REG_RSP && o->mem.disp == (s64)offsetof(struct frame, temp);
-            if ((jump || call) && (call || !(entry || kept) || o->mem.index != X86_REG_INVALID))
+            bool kept = o->mem.base == X86_REG_RSP && o->mem.disp == F_AT(temp);
+            if ((jump || call) && (call || (!entry && !kept) || o->mem.index != X86_REG_INVALID))
                 return "a jump through memory";
             if (part_of(o->mem.base) == 'i' && (n == 0 || o->size != 8))
                 return "no look at a guard, relative to RIP";

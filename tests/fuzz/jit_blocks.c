@@ -133,7 +133,11 @@ static void load_register(unsigned b, unsigned r, u32 value) /* mov e?x, value *
 static void kernel(unsigned b)
 {
     unsigned at = below(0x60), data = TWIN_DATA + below(2) * TWIN_ALIAS;
-    switch (below(14)) {
+    switch (below(15)) {
+    case 13: /* mov rax, cr0, cr2, cr3 or cr4; pop qword [rsp + at], and to [rbp + at]; mov [rbp + at], sreg */
+        PUT(0x0f, 0x20, (u8)(0xc0 | ((const u8[]){0, 2, 3, 4})[below(4)] << 3));
+        PUT(0x50, 0x8f, 0x44, 0x24, (u8)at, 0x50, 0x8f, 0x45, (u8)at, 0x8c, (u8)(0x45 | below(6) << 3), (u8)at);
+        break;
     case 0: PUT(0xfa); break;
     case 1: /* sti, and something behind it */
         PUT(0xfb);

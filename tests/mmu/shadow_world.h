@@ -165,3 +165,79 @@ static inline void world_free(struct world *w)
     test_vcpu_free(w->v);
     free(w);
 }
+
+/* ---- looking ---- */
+
+/* A fresh machine's worth of shadows: those of before are forgotten. */
+static noinline __attribute__((unused)) void anew(struct world *w)
+{
+    mmu_set_mode(w->v, MMU_WALK);
+    mmu_set_mode(w->v, MMU_CHECK);
+    world_enter(w, w->v);
+}
+
+static noinline __attribute__((unused)) bool look(struct vcpu *v, gva_t la, u32 access, pa_t *pa)
+{
+    struct translation t;
+    struct walk walk;
+    mmu_flush_all(v);
+    bool ok = mmu_translate(v, la, access, &t, &walk);
+    *pa = ok ? t.pa : ~0ull;
+    return ok;
+}
+
+static noinline __attribute__((unused)) void warm(struct world *w)
+{
+    pa_t pa;
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < w->n; i++)
+            if (!look(w->v, w->la[i], ACCESS_WRITE, &pa))
+                fail_msg("%s under %s: %#llx is not mapped", paging_names[w->p], slat_names[w->s], (unsigned long long)w->la[i]);
+}
+
+/* What a translation stands on, from a walk: the entries that only a tracked write can change. */
+struct footing {
+    struct walk walk;
+    bool ok;
+    bool ground[WALK_MAX_STEPS];
+    bool of_slat[WALK_MAX_STEPS]; /* the data's */
+    u8 known;
+};
+
+static noinline __attribute__((unused)) bool step_is_slat(const struct walk_step *s) { return s->table == TABLE_EPT || s->table == TABLE_NPT; }
+
+static noinline __attribute__((unused)) void footing(struct world *w, gva_t la, struct footing *f)
+{
+    struct walk_context ctx = *mmu_context(w->v);
+    f->ok = walk_linear(w->pm, &ctx, la, ACCESS_READ | ACCESS_NO_AD, &f->walk);
+    unsigned end = f->walk.nsteps;
+    while (end && step_is_slat(&f->walk.steps[end - 1]))
+        end--;
+    for (unsigned i = 0; i < f->walk.nsteps; i++) {
+        bool last = i + 1 == f->walk.nsteps, linear_last = i + 1 == end;
+        f->of_slat[i] = i >= end;
+        /* Last-level entries are read at each miss, but those that map tables. */
+        f->ground[i] = f->walk.steps[i].level > 1 || (!last && !linear_last);
+    }
+    struct shadow_view view;
+    shadow_view(&view, &ctx);
+    f->known = (u8)shadow_knows(w->pm->shadow, &view, &ctx, la, f->walk.gpa);
+}
+
+/* The entries behind all probes, each once. */
+static noinline __attribute__((unused)) unsigned entries_of(struct world *w, struct walk_step *out, unsigned max)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < w->n; i++) {
+        struct footing f;
+        footing(w, w->la[i], &f);
+        for (unsigned k = 0; k < f.walk.nsteps; k++) {
+            unsigned j = 0;
+            while (j < n && out[j].pa != f.walk.steps[k].pa)
+                j++;
+            if (j == n && n < max)
+                out[n++] = f.walk.steps[k];
+        }
+    }
+    return n;
+}

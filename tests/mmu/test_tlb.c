@@ -436,6 +436,8 @@ static void jump_cache(void **state)
 {
     struct reach r = reach_new();
     struct vcpu *v = r.v;
+    mmu_set_mode(v, MMU_WALK); /* flushes drop what they reach: with shadows, what is still true is kept (renewal) */
+    mmu_update(v);
     tables_map(&r.a, 0x1000, OLD, RW);
     tables_map(&r.a, 0x2000, OLD, RW);
     look(v, 0x1000, ACCESS_EXEC);

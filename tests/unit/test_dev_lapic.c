@@ -391,6 +391,36 @@ static void x2apic_destinations(void **state)
     rig_free(&r);
 }
 
+/* The interrupt of performance counters, which masks its entry; the one that a posted-interrupt descriptor asks for. */
+static void counters_and_notifications(void **state)
+{
+    struct rig r;
+    rig_init(&r);
+    enable_all(&r);
+    struct lapic *l = r.apic[1];
+    ops->pmi(l); /* masked */
+    assert_int_equal(ops->peek(l), -1);
+    wr(l, 0x340, 0x71);
+    ops->pmi(l);
+    assert_int_equal(serve(l), 0x71);
+    assert_int_equal(rd(l, 0x340), 0x10071);
+    wr(l, 0x340, 0x400);
+    ops->pmi(l);
+    ops->pmi(l);
+    assert_int_equal(r.cpu[1].nmi, 1);
+
+    wr(l, 0x300, 0);
+    ops->ipi(l, 2 << 8, 0xf2); /* the destination is in bits 15:8 */
+    assert_int_equal(serve(r.apic[2]), 0xf2);
+    assert_int_equal(rd(l, 0x300), 0); /* not through the ICR */
+    x2apic_all(&r);
+    ops->ipi(l, 3, 0xf3);
+    ops->ipi(l, 3 << 8, 0xf4); /* nobody's ID */
+    for (unsigned i = 0; i < CPUS; i++)
+        assert_int_equal(ops->ack(r.apic[i]), i == 3 ? 0xf3 : -1);
+    rig_free(&r);
+}
+
 static void timer_one_shot_and_periodic(void **state)
 {
     struct rig r;
@@ -722,6 +752,7 @@ int main(void)
         cmocka_unit_test(init_sipi_nmi_smi),
         cmocka_unit_test(init_keeps_id_and_base),
         cmocka_unit_test(base_transitions),
+        cmocka_unit_test(counters_and_notifications),
         cmocka_unit_test(x2apic_msr_faults),
         cmocka_unit_test(x2apic_destinations),
         cmocka_unit_test(timer_one_shot_and_periodic),

@@ -67,7 +67,7 @@ static const char *const emitted[] = {
     "E8 f64", "FF /2 f64", "C2 f64", "C3 f64", "E9 f64", "EB f64", "FF /4 f64", "7? f64", "E2 f64", "0F 8? f64",
     "0F 0D /", "0F 18 /", "0F 19 /r", "0F 1A /r", "0F 1B /r", "0F 1C /r", "0F 1D /r", "0F 1E /r", "0F 1F /r", "NP 0F 1C /0", "F3 0F 1E F",
     /* emit_sys.c: what they look at and what they do is to be read there */
-    "9C !o16", "9D !o16", "FA", "FB", "FC", "FD", "NP 0F 01 CA", "NP 0F 01 CB", "0F 01 F8", "NP 0F 01 EE", "F3 0F AE /0", "F3 0F AE /1", "8C /r",
+    "9C !o16", "9D !o16", "FA", "FB", "FC", "FD", "NP 0F 01 CA", "NP 0F 01 CB", "0F 01 F8", "NP 0F 01 EE", "F3 0F AE /0", "F3 0F AE /1", "8C /r", "0F 20 /r",
     "NP 0F AE /5 mod=3", "NP 0F AE /6 mod=3", "NP 0F AE /7 mod=3", "0F C7 /1 mod!=3 W1", "0F A3 /r mod!=3", "0F AB /r mod!=3", "0F B3 /r mod!=3",
     "0F BB /r mod!=3", "A4", "A5", "AA", "AB",
     "D9 /5 mod!=3", "D9 /7 mod!=3", "DD /7 mod!=3", "DF E0", "9B", "VEX.L0.NP.0F.WIG 77", "VEX.L1.NP.0F.WIG 77",
