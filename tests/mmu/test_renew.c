@@ -192,7 +192,7 @@ static void hints(void **state)
     struct vcpu *v = p.v;
     int block;
     const gva_t far = (gva_t)TLB_SIZE << 12; /* to the next page of the same slot */
-#define CODE(k)   (KERNEL + ((k) << 12))
+#define CODE(k)   (KERNEL + ((gva_t)(k) << 12))
 #define HINT(k)   (CODE(k) + (k) * 8)
 #define KNOWN(k)  (hint(v, HINT(k)) != NULL)
 #define ENTER(k)  (look(v, CODE(k), ACCESS_EXEC), mmu_jump_hint(v, HINT(k), &block))
@@ -234,13 +234,6 @@ static void hints(void **state)
     mmu_flush_global(v);
     assert_false(KNOWN(6));
     /* An instruction may go on in the next page: looked up again, however many there are. */
-    for (unsigned k = 0; k < 100; k++)
-        mmu_jump_hint(v, CODE(7) + 0xff2 + k % 14 + (k / 14 & 1) * 0x1000, &block);
-    mmu_jump_hint(v, CODE(7) + 0xff1, &block);
-    assert_non_null(hint(v, CODE(7) + 0xffd));
-    mmu_flush_global(v);
-    for (unsigned k = 0; k < 14; k++)
-        assert_null(hint(v, CODE(7) + 0xff2 + k));
     mmu_jump_hint(v, CODE(7) + 0xff2, &block);
     mmu_jump_code(v, JUMP_CODE64, CODE(7) + 0xff3, &block);
     mmu_jump_code(v, JUMP_CODE64, CODE(0) + 0x10, &block);
@@ -249,6 +242,24 @@ static void hints(void **state)
 #define CODE64(at) (mmu_jump_codes(v, JUMP_CODE64)[jump_code_way(at)].rip == (at))
     assert_false(CODE64(CODE(7) + 0xff3));
     assert_true(CODE64(CODE(0) + 0x10));
+    for (unsigned k = 0; k < 100; k++)
+        mmu_jump_hint(v, CODE(7) + 0xff2 + k % 14 + (k / 14 & 1) * 0x1000, &block);
+    mmu_jump_hint(v, CODE(7) + 0xff1, &block);
+    assert_non_null(hint(v, CODE(7) + 0xffd));
+    mmu_flush_global(v);
+    for (unsigned k = 0; k < 14; k++)
+        assert_null(hint(v, CODE(7) + 0xff2 + k));
+    /* Two that gave way, and of which only one can be remembered. */
+    for (unsigned k = 16; k <= 80; k += 64) {
+        tables_map(&p.a, CODE(k), OLD + (k << 12), RW | AD);
+        tables_map(&p.a, CODE(k) + far, OLD, RW | AD | XD);
+        ENTER(k);
+        look(v, CODE(k) + far, ACCESS_READ);
+    }
+    assert_true(KNOWN(16) && KNOWN(80));
+    tables_map(&p.a, CODE(16), NEW, RW | AD);
+    mmu_flush_global(v);
+    assert_false(KNOWN(16));
     /* INVLPG reaches what is a victim only. */
     ENTER(7);
     look(v, CODE(7) + far, ACCESS_READ);
