@@ -107,6 +107,7 @@ int boot_open_memory(struct boot *b, const char *name, const u8 *data, size_t si
 {
     *b = (struct boot){.ram = ram};
     b->append = strdup(append ? append : "");
+    b->built_in = true;
     b->kernel.path = strdup(name);
     b->kernel.data = malloc(size);
     b->kernel.size = size;
@@ -134,8 +135,54 @@ void boot_close(struct boot *b)
     *b = (struct boot){0};
 }
 
-int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err)
+/* Reads @f again, of which boot_drop() has kept only the name and the size. */
+static int read_again(struct boot_file *f, const char *what, struct error *err)
 {
+    if (!f->path || f->data)
+        return 0;
+    struct boot_file again = {0};
+    int r = read_file(&again, f->path, what, err);
+    if (!r && again.size != f->size)
+        r = error_set(err, "%s %s: %zu bytes long at this reset, expected %zu as before", what, f->path, again.size, f->size);
+    free(again.path);
+    if (r)
+        free(again.data);
+    else
+        f->data = again.data;
+    return r;
+}
+
+static int read_all_again(struct boot *b, struct error *err)
+{
+    bool dropped = !b->kernel.data;
+    if (read_again(&b->kernel, "kernel", err) || read_again(&b->initrd, "initrd", err))
+        return -1;
+    for (unsigned n = 0; n < b->nmodules; n++)
+        if (read_again(&b->module[n].file, "module", err))
+            return -1;
+    return dropped ? identify(b, err) : 0;
+}
+
+static void drop(struct boot_file *f)
+{
+    free(f->data);
+    f->data = NULL;
+}
+
+void boot_drop(struct boot *b)
+{
+    if (b->built_in)
+        return;
+    drop(&b->kernel);
+    drop(&b->initrd);
+    for (unsigned n = 0; n < b->nmodules; n++)
+        drop(&b->module[n].file);
+}
+
+int boot_load(struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err)
+{
+    if (read_all_again(b, err))
+        return -1;
     /* Linux's 32-bit boot protocol wants __BOOT_CS = 0x10 and __BOOT_DS = 0x18; nobody minds them. */
     static const u64 gdt[4] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
     /* What firmware leaves to real-mode code: every vector leads to an IRET where PC BIOSes have one. */

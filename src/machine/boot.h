@@ -29,6 +29,7 @@ struct boot {
     unsigned nmodules;
     char *append;
     u64 ram;
+    bool built_in; /* there is no file to read again */
 };
 
 /* The processor's state at the image's first instruction. */
@@ -47,6 +48,11 @@ int boot_open(struct boot *b, const char *kernel, const char *initrd, const char
 int boot_open_memory(struct boot *b, const char *name, const u8 *data, size_t size, const char *append, u64 ram,
                      struct error *err);
 void boot_close(struct boot *b);
+/* Frees what the files held: once loaded, they would double the memory that a large initrd takes. */
+void boot_drop(struct boot *b);
 const char *boot_kind_name(enum boot_kind kind);
-/* Places everything into memory (again at each reset) and tells where to start. */
-int boot_load(const struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err);
+/*
+ * Places everything into memory (again at each reset) and tells where to start. What boot_drop() has dropped is read again: an
+ * error if a file is gone or of another size by then.
+ */
+int boot_load(struct boot *b, struct physmap *pm, struct boot_entry *entry, struct error *err);

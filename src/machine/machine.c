@@ -254,6 +254,7 @@ int machine_reset(struct nestor *m, struct error *err)
     reset_hardware(m, true);
     if (acpi_write_tables(m->pm, m->ncpus, err) || boot_load(&m->boot, m->pm, &entry, err))
         return -1;
+    boot_drop(&m->boot);
     enter_image(m->cpu[0], &entry);
     return 0;
 }

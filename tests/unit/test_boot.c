@@ -100,10 +100,25 @@ static void linux_is_loaded(void **state)
         }
     }
     assert_int_equal(ram, RAM - 0x100000 + MAP_EBDA);
+    /* At a reset the files are read again, and may be others by then. */
+    boot_drop(&b);
+    assert_null(b.initrd.data);
+    byte = 0;
+    physmap_write(pm, at + size - 1, &byte, 1);
+    assert_int_equal(boot_load(&b, pm, &entry, &err), 0);
+    physmap_read(pm, at + size - 1, &byte, 1);
+    assert_int_equal(byte, 0x77);
+    boot_drop(&b);
+    assert_int_equal(truncate(initrd.path, 100), 0);
+    assert_int_equal(boot_load(&b, pm, &entry, &err), -1);
+    assert_non_null(strstr(err.text, "100 bytes long at this reset, expected 5000"));
+    boot_drop(&b);
+    unlink(initrd.path);
+    assert_int_equal(boot_load(&b, pm, &entry, &err), -1);
+    assert_non_null(strstr(err.text, "cannot be opened"));
     boot_close(&b);
     physmap_free(pm);
     unlink(kernel.path);
-    unlink(initrd.path);
 }
 
 static void linux_is_refused(void **state)
