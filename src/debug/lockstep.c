@@ -134,7 +134,7 @@ static bool insn_places(struct vcpu *v, const struct insn *i, struct recorder *r
         }
         u64 at = insn_ea(v, i);
         if (!row->vex && row->map == 1 && (row->opcode & 0xe7) == 0xa3) /* BT and its relatives: a bit string */
-            at += (u64)(size == 8 ? (s64)v->gpr[i->reg] >> 6 << 3 : (s64)(s32)v->gpr[i->reg] >> 5 << 2);
+            at += size == 8 ? (u64)((s64)v->gpr[i->reg] >> 6) << 3 : (u64)((s64)(s32)v->gpr[i->reg] >> 5) << 2;
         if (!row->vex && row->map == 0 && row->opcode == 0x8c)
             size = 2;
         if (!row->vex && row->map == 0 && row->opcode == 0x8f && i->base == RSP)
