@@ -3,7 +3,7 @@
  * same state. After each run of natively translated instructions registers, flags, RIP and the memory
  * that was written are compared; at a difference everything is printed and the program stops.
  *
- * What is hot runs as engine_jit runs it: paths of many blocks, with their groups and chains, as far as the
+ * What is hot runs as engine_jit runs it: paths of many blocks, with their spans and chains, as far as the
  * first instruction whose body has to be called. What is not yet hot is compared block by block, in
  * translations of each run of native instructions.
  *

@@ -125,16 +125,12 @@ void flags_again(struct tr *t, const struct recipe *r)
 
 static bool only_again(const struct tr *t) { return t->flags == FL_NOWHERE && t->recipe.op != AGAIN_NONE; }
 
-void flags_make(struct tr *t)
+void flags_keep(struct tr *t)
 {
     if (only_again(t)) {
         flags_again(t, &t->recipe);
         t->flags = FL_HOST;
     }
-}
-void flags_keep(struct tr *t)
-{
-    flags_make(t);
     if (t->flags == FL_HOST) {
         flags_save(t);
         t->flags = FL_BOTH;

@@ -71,7 +71,7 @@ struct miss {
     bool write, place; /* @place: at @back RCX is the host's address, not the addend */
 };
 
-/* Accesses off one base register that are checked together (group.c), by distance from where it was loaded. */
+/* Accesses off one base register that are checked together (span.c), by distance from where it was loaded. */
 struct span {
     u8 reg, first, last; /* instructions */
     bool write, checked;
@@ -171,8 +171,6 @@ void flags_load(struct tr *t); /* uses RAX */
 void flags_disturb(struct tr *t);
 /* The flags are in memory, for what is behind the translation. Uses RAX. */
 void flags_keep(struct tr *t);
-/* What is only known how to make again is in EFLAGS then; uses RAX. */
-void flags_make(struct tr *t);
 /* A test of our own comes: flags that only EFLAGS hold, and that cannot be made again, are saved. Uses RAX. */
 void flags_guard(struct tr *t);
 /* Likewise; and here it is. */
@@ -262,7 +260,7 @@ void emit_lea_segmented(struct tr *t, const struct insn *i);
 void emit_stack_segmented(struct tr *t, const struct insn *i, enum kind k);
 void emit_branch_segmented(struct tr *t, const struct insn *i, enum kind k);
 
-/* ---- group.c ---- */
+/* ---- span.c ---- */
 
 void spans_find(struct tr *t);
 /* The span that the access belongs to, checked or beginning here; or NULL. */
